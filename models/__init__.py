@@ -1,0 +1,15 @@
+"""FasterViT models in plain PyTorch: variants, construction, checkpoints."""
+
+from fastervit_trt.models.config import FasterViTConfig, Preprocessing
+from fastervit_trt.models.factory import create_model, get_variant, list_models, resolve_config
+from fastervit_trt.models.fastervit import FasterViT
+
+__all__ = [
+    "FasterViT",
+    "FasterViTConfig",
+    "Preprocessing",
+    "create_model",
+    "get_variant",
+    "list_models",
+    "resolve_config",
+]

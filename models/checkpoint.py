@@ -1,0 +1,122 @@
+"""A checkpoint file in, a strictly loaded FasterViT out; and back to safetensors.
+
+Formats: ``.safetensors``; ``.pth``, ``.pth.tar`` and other torch files (bare state dict, or under ``state_dict`` or
+``model``, with or without a ``module.`` prefix). Torch files are pickles, so only weights are ever unpickled: plain
+containers, tensors, and ``argparse.Namespace``, which official checkpoints carry beside their weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["load_state_dict", "read_checkpoint", "save_safetensors"]
+
+StateDict = dict[str, torch.Tensor]
+
+_CONTAINERS = ("state_dict", "model")
+_SHOWN = 3  # differing keys named in an error
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """The state dict stored in ``path``, on the CPU; torch zip files are memory-mapped, not read whole.
+
+    Raises:
+        FasterViTError: missing, corrupt or empty file, or a pickle that asks for more than weights.
+    """
+    if not path.is_file():
+        raise FasterViTError(f"checkpoint '{path}' does not exist; pass the path of a .pth.tar, .pth or .safetensors file")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for name in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise FasterViTError(
+            f"checkpoint '{path}' holds no state dict (looked at the top level and under {' and '.join(_CONTAINERS)}); "
+            "save one with torch.save(model.state_dict(), FILE)"
+        )
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def load_state_dict(model: nn.Module, state: StateDict, where: str) -> None:
+    """Copy ``state`` into ``model`` strictly: every key present, none left over, every shape equal.
+
+    Args:
+        where: what to call the source in an error, usually the file.
+
+    Raises:
+        FasterViTError: names the first differing keys with both shapes; a different class count is named as such.
+    """
+    own = model.state_dict()
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    if wrong and not missing and not unexpected and all(key.startswith("head.") for key in wrong):
+        classes = state["head.bias"].shape[0]
+        raise FasterViTError(
+            f"checkpoint '{where}' has {classes} classes, the model {own['head.bias'].shape[0]}; "
+            f"pass --num-classes {classes}"
+        )
+    problems = [f"{key} is {_shape(state[key])} in the file and {_shape(own[key])} in the model" for key in wrong]
+    problems += [f"{key} {_shape(own[key])} is missing from the file" for key in missing]
+    problems += [f"{key} {_shape(state[key])} is not in the model" for key in unexpected]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise FasterViTError(
+            f"checkpoint '{where}' does not fit the model: {'; '.join(problems[:_SHOWN])}{more}; "
+            "choose the --model and --resolution it was trained as"
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def save_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write ``state`` as safetensors; aliased entries (the tokenizer's two names) are stored under both."""
+    save_file({key: value.detach().cpu().clone().contiguous() for key, value in state.items()}, path)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _corrupt(path, error) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"[Uu]nsupported (?:class|global)\W+([\w.]+)", str(error))
+        if wanted is None:
+            raise _corrupt(path, error) from error
+        raise FasterViTError(
+            f"checkpoint '{path}' is refused: its pickle asks to load '{wanted[1]}', which could run code; where you "
+            "trust the file, re-save only its weights with torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error) as error:
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, error: Exception) -> FasterViTError:
+    reason = str(error).strip().splitlines()
+    detail = f" ({reason[0][:120]})" if reason else ""
+    return FasterViTError(f"checkpoint '{path}' is corrupt or no checkpoint{detail}; download or save it again")
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return str(tuple(tensor.shape))

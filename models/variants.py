@@ -1,0 +1,53 @@
+"""The variants table: each row states only what differs from its neighbours. Facts: FasterViT paper and model cards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastervit_trt.models.config import FasterViTConfig, Preprocessing, Variant
+
+__all__ = ["VARIANTS"]
+
+_LARGE = FasterViTConfig(
+    depths=(3, 3, 12, 5),
+    num_heads=(4, 8, 16, 32),
+    dim=196,
+    in_dim=64,
+    layer_scale=1e-5,
+    do_propagation=True,
+    drop_path_rate=0.3,
+)
+
+_IMAGENET = {
+    "faster_vit_0_224": FasterViTConfig(depths=(2, 3, 6, 5), num_heads=(2, 4, 8, 16), dim=64, in_dim=64),
+    "faster_vit_1_224": FasterViTConfig(depths=(1, 3, 8, 5), num_heads=(2, 4, 8, 16), dim=80, in_dim=32),
+    "faster_vit_2_224": FasterViTConfig(depths=(3, 3, 8, 5), num_heads=(2, 4, 8, 16), dim=96, in_dim=64),
+    "faster_vit_3_224": replace(_LARGE, num_heads=(2, 4, 8, 16), dim=128),
+    "faster_vit_4_224": _LARGE,
+    "faster_vit_5_224": replace(_LARGE, dim=320),
+    "faster_vit_6_224": replace(_LARGE, dim=320, depths=(3, 3, 16, 8), drop_path_rate=0.5),
+}
+
+# Small models trained on scikit-learn's handwritten digits (models/digits), with the attention geometry of the real ones
+# at 224: in stage 2 four windows of 49 tokens with 4 carriers each, in stage 3 one window, position MLPs everywhere.
+_DIGITS_M = FasterViTConfig(
+    depths=(1, 1, 2, 1), num_heads=(1, 1, 1, 2), dim=8, in_dim=8, drop_path_rate=0.0, num_classes=10
+)
+_DIGITS = {
+    "faster_vit_digits_s": replace(_DIGITS_M, dim=4),
+    "faster_vit_digits_m": _DIGITS_M,
+    "faster_vit_digits_l": replace(_DIGITS_M, dim=16, in_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 1, 2, 4)),
+}
+
+VARIANTS: dict[str, Variant] = {
+    **{
+        name: Variant(config, Preprocessing(crop_pct=0.875 if name == "faster_vit_0_224" else 1.0))
+        for name, config in _IMAGENET.items()
+    },
+    **{
+        name: Variant(
+            config, Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), shipped_weights=f"{name}.safetensors"
+        )
+        for name, config in _DIGITS.items()
+    },
+}

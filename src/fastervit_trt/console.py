@@ -1,0 +1,97 @@
+"""What every command shares: one console, progress bars, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["command_app", "console", "err_console", "progress_bar", "run_command", "track"]
+
+T = TypeVar("T")
+
+console = Console(highlight=False)
+err_console = Console(stderr=True, highlight=False)
+
+
+def command_app(**options: Any) -> typer.Typer:
+    """A Typer application with this project's habits: plain help, no completion, no rich tracebacks."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+
+
+def run_command(app: typer.Typer) -> None:
+    """Run ``app``; whatever the user can act on becomes one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except FasterViTError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(_os_error(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was kept", code=130)
+    except Exception as error:
+        message = _usage_message(error)
+        if message is None:
+            raise
+        _fail(message)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def progress_bar(*, transient: bool = False) -> Progress:
+    """A progress display on stderr; silent bars become plain lines when the output is no terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err_console,
+        transient=transient,
+    )
+
+
+@contextmanager
+def step(description: str) -> Iterator[None]:
+    """A step of unknown length: a spinner with a clock while it runs."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err_console) as progress:
+        task = progress.add_task(description, total=1)
+        yield
+        progress.update(task, completed=1)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on stderr."""
+    with progress_bar() as progress:
+        yield from progress.track(items, description=description, total=total)
+
+
+def _usage_message(error: Exception) -> str | None:
+    """The text of a command-line usage error (Typer ships its own click), or None for anything else."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    hint = getattr(getattr(error, "ctx", None), "command_path", "")
+    return f"{' '.join(str(format_message()).split())}" + (f" (see '{hint} --help')" if hint else "")
+
+
+def _os_error(error: OSError) -> str:
+    where = f" '{error.filename}'" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk while writing{where}; free some room or choose another --output"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write{where}; choose a writable --output"
+    return f"{error.strerror or error}{where}"
+
+
+def _fail(message: str, code: int = 2) -> None:
+    err_console.print(f"error: {message}", markup=False, soft_wrap=True)
+    sys.exit(code)
