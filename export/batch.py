@@ -1,0 +1,45 @@
+"""``--batch N`` or ``--batch MIN:OPT:MAX``: a static batch, or a range with the size to optimise for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["BatchRange"]
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Batch sizes an export serves; static when all three agree."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """``"8"`` or ``"1:8:32"``.
+
+        Raises:
+            FasterViTError: not of that form, or not 1 ≤ MIN ≤ OPT ≤ MAX.
+        """
+        try:
+            sizes = [int(part) for part in text.split(":")]
+        except ValueError:
+            sizes = []
+        if len(sizes) == 1:
+            sizes *= 3
+        if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise FasterViTError(f"batch '{text}' is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+        return cls(*sizes)
+
+    @property
+    def dynamic(self) -> bool:
+        return self.minimum != self.maximum
+
+    def __contains__(self, size: int) -> bool:
+        return self.minimum <= size <= self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.minimum}:{self.optimum}:{self.maximum}" if self.dynamic else str(self.optimum)

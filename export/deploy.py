@@ -1,0 +1,115 @@
+"""The deploy form: an ordinary module with the same outputs and less to compute.
+
+Each rewrite is exact algebra on a trained model (fp32, to rounding) and says how many places it changed. They run in
+fp32, before any lower precision is chosen, so folded weights and tables are rounded once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fastervit_trt.models.conv import ConvBlock, PatchEmbed
+from fastervit_trt.models.fastervit import FasterViT
+from fastervit_trt.models.position import PositionModule
+
+__all__ = [
+    "REWRITES",
+    "BakedTable",
+    "bake_position_tables",
+    "deploy_form",
+    "fold_batchnorm_into_convolutions",
+    "fold_final_batchnorm_into_head",
+]
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """How many places each rewrite changed, e.g. ``{"bake_position_tables": 34}`` for FasterViT-0."""
+
+    changes: dict[str, int]
+    parameters_before: int
+    parameters_after: int
+
+
+class BakedTable(nn.Module):
+    """A position table as a constant, in place of the MLP that makes it."""
+
+    table: torch.Tensor
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+
+    def forward(self) -> torch.Tensor:
+        return self.table
+
+
+@torch.no_grad()
+def deploy_form(model: FasterViT) -> tuple[FasterViT, DeployReport]:
+    """A rewritten copy of ``model`` in eval mode, and the evidence of what changed. The original is left alone.
+
+    ``forward`` gives the same logits; ``forward_features`` no longer applies the final BatchNorm, which the head holds.
+    """
+    deployed = copy.deepcopy(model).eval()
+    changes = {rewrite.__name__: rewrite(deployed) for rewrite in REWRITES}
+    return deployed, DeployReport(changes, _parameters(model), _parameters(deployed))
+
+
+def fold_batchnorm_into_convolutions(model: FasterViT) -> int:
+    """conv → BN becomes one convolution, in the stem and in every convolution block."""
+    folded = 0
+    for module in model.modules():
+        if isinstance(module, PatchEmbed):
+            chain = module.conv_down
+            for conv, norm in ((0, 1), (3, 4)):
+                chain[conv] = fuse_conv_bn_eval(chain[conv], chain[norm])
+                chain[norm] = nn.Identity()
+                folded += 1
+        elif isinstance(module, ConvBlock):
+            module.conv1 = fuse_conv_bn_eval(module.conv1, module.norm1)
+            module.conv2 = fuse_conv_bn_eval(module.conv2, module.norm2)
+            module.norm1, module.norm2 = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+            folded += 2
+    return folded
+
+
+def fold_final_batchnorm_into_head(model: FasterViT) -> int:
+    """BN → mean → linear becomes mean → linear: BN is affine per channel and commutes with the mean."""
+    norm, head = model.norm, model.head
+    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(head, nn.Linear):
+        return 0
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    head.bias.copy_(head.bias + head.weight @ shift)
+    head.weight.copy_(head.weight * scale)
+    model.norm = nn.Identity()  # type: ignore[assignment]
+    return 1
+
+
+def bake_position_tables(model: FasterViT) -> int:
+    """Every position MLP depends on its weights only: evaluate it once and keep the table."""
+    baked = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PositionModule):
+                setattr(parent, name, BakedTable(child()))
+                baked += 1
+    return baked
+
+
+REWRITES: tuple[Callable[[FasterViT], int], ...] = (
+    fold_batchnorm_into_convolutions,
+    fold_final_batchnorm_into_head,
+    bake_position_tables,
+)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

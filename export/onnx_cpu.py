@@ -1,0 +1,86 @@
+"""Run an exported graph on the CPU with ONNX Runtime, whatever its precision.
+
+ONNX Runtime's CPU provider has few bfloat16 kernels, so a bfloat16 graph runs as its *widened twin*: the same graph
+in float32 in which every arithmetic result is rounded to bfloat16. That is what bfloat16 hardware with float32
+accumulation computes, so accuracy is meaningful; speed is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["OnnxCpuSession", "widened_bfloat16"]
+
+# Moving a rounded value rounds nothing.
+_MOVES_ONLY = frozenset(
+    "Reshape Transpose Slice Squeeze Unsqueeze Concat Gather GatherND Split Identity Flatten Pad Expand Relu".split()
+)
+
+
+class OnnxCpuSession:
+    """``session(images)``: float32 (B, 3, H, W) → float32 logits (B, classes), on ONNX Runtime's CPU provider.
+
+    Raises:
+        FasterViTError: ONNX Runtime is not installed or refuses the graph.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise FasterViTError("ONNX Runtime is not installed: pip install 'fastervit-trt[cpu]'") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its warnings about constant folding concern nobody here
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        model = ir.load(path)
+        self.emulated = _uses_bfloat16(model)
+        source = ir.to_proto(widened_bfloat16(model)).SerializeToString() if self.emulated else str(path)
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            reason = " ".join(str(error).split())[:300]
+            raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._session.run(None, {self._input: images})[0])
+
+
+def widened_bfloat16(model: ir.Model) -> ir.Model:
+    """``model``, changed in place: bfloat16 becomes float32, rounded to bfloat16 after every arithmetic operator."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype is ir.DataType.BFLOAT16 and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for node in list(graph):
+        rounded = [v for v in node.outputs if v.dtype is ir.DataType.BFLOAT16]
+        if node.op_type == "Cast" and rounded:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        for value in rounded:
+            value.dtype = ir.DataType.FLOAT
+            if node.op_type not in _MOVES_ONLY:
+                _round_after(graph, node, value)
+    return model
+
+
+def _round_after(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    uses = list(value.uses())
+    narrow = ir.node("Cast", [value], attributes={"to": ir.DataType.BFLOAT16}, name=f"{node.name}/narrow")
+    narrow.outputs[0].dtype = ir.DataType.BFLOAT16
+    widen = ir.node("Cast", [narrow.outputs[0]], attributes={"to": ir.DataType.FLOAT}, name=f"{node.name}/widen")
+    widen.outputs[0].dtype = ir.DataType.FLOAT
+    widen.outputs[0].shape = value.shape
+    graph.insert_after(node, [narrow, widen])
+    for user, index in uses:
+        user.replace_input_with(index, widen.outputs[0])
+
+
+def _uses_bfloat16(model: ir.Model) -> bool:
+    return any(v.dtype is ir.DataType.BFLOAT16 for v in model.graph.initializers.values())

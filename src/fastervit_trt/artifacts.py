@@ -1,0 +1,134 @@
+"""Artifacts on disk: folders that appear whole or not at all, and the manifest that says what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["MANIFEST_NAME", "Manifest", "file_entry", "new_folder", "sha256_file"]
+
+MANIFEST_NAME = "manifest.json"
+_SCHEMA = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything an export folder claims about itself; ``files`` lets every claim be checked."""
+
+    model: str
+    num_classes: int
+    resolution: tuple[int, int]
+    precision: str
+    batch: str  # "8" or "1:8:32"
+    input: dict[str, Any]
+    output: dict[str, Any]
+    preprocessing: dict[str, Any]
+    weights: dict[str, Any]  # where they came from: kind, file name, sha256 or seed
+    graph: dict[str, Any]  # opset, nodes, deploy rewrites
+    verification: dict[str, Any]
+    engines: list[dict[str, Any]]
+    engines_skipped: str | None  # why there are none, if there are none
+    files: dict[str, dict[str, Any]]  # name → sha256, bytes
+    versions: dict[str, str]
+    created_utc: str
+    notices: list[str] = field(default_factory=list)
+    schema: int = _SCHEMA
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of an export folder.
+
+        Raises:
+            FasterViTError: no folder, no manifest, damaged, or written by a newer version.
+        """
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            raise FasterViTError(f"'{folder}' is no export: it has no {MANIFEST_NAME}; make one with fastervit-export")
+        try:
+            content = json.loads(path.read_text())
+            if content["schema"] > _SCHEMA:
+                raise FasterViTError(f"'{path}' has schema {content['schema']}, this version reads up to {_SCHEMA}")
+            known = {f.name for f in fields(cls)}
+            content["resolution"] = tuple(content["resolution"])
+            return cls(**{key: value for key, value in content.items() if key in known})
+        except (ValueError, KeyError, TypeError) as error:
+            raise FasterViTError(f"'{path}' is damaged ({error}); export the model again") from error
+
+    def check_files(self, folder: Path) -> None:
+        """Compare every listed file with its recorded hash.
+
+        Raises:
+            FasterViTError: names the first file that is missing or was changed.
+        """
+        for name, entry in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise FasterViTError(f"'{path}' is missing though the manifest lists it; export the model again")
+            if sha256_file(path) != entry["sha256"]:
+                raise FasterViTError(f"'{path}' is not the file the manifest describes; export the model again")
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+@contextmanager
+def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that becomes ``output`` when the block succeeds and vanishes when it fails.
+
+    With ``overwrite`` an existing folder stays in place until its successor is complete.
+
+    Raises:
+        FasterViTError: ``output`` exists (without ``overwrite``), or its parent cannot be written to.
+    """
+    output = output.absolute()
+    if output.exists() and not (overwrite and output.is_dir()):
+        hint = "" if not output.is_dir() else "; choose another --output or pass --overwrite"
+        raise FasterViTError(f"output '{output}' already exists{hint or ' and is not a folder'}")
+    if overwrite and output.exists() and any(output.iterdir()) and not (output / MANIFEST_NAME).exists():
+        raise FasterViTError(f"output '{output}' is not an earlier export, so it is not overwritten")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise FasterViTError(f"cannot write output '{output}' ({error.strerror}); choose a writable --output") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if output.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+            output.replace(retired / "old")
+            temporary.replace(output)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

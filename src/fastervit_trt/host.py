@@ -1,0 +1,59 @@
+"""What machine and which versions a result came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+import psutil
+
+__all__ = ["cpu_name", "peak_rss_mib", "usable_cpus", "versions"]
+
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that shapes a result; absent packages are left out."""
+    from fastervit_trt import __version__
+
+    found = {"fastervit-trt": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's marketing name, or what the platform knows of it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """Logical CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_rss_mib() -> int:
+    """Largest resident set of this process so far, in MiB.
+
+    Linux carries ``ru_maxrss`` over from the parent at exec, so the kernel's own high-water mark is read there.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak_kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak_kib) // 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset // 2**20)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**20  # bytes on macOS
