@@ -122,7 +122,7 @@ def build_rtx_engine(
     if "failure" in answer:
         plan_path.unlink(missing_ok=True)
         raise FasterViTError(_describe_failure(answer["failure"], target))
-    return RtxEngine(path=plan_path, target=target, **answer["result"])
+    return RtxEngine(plan_path, target, **answer["result"])
 
 
 def _run_worker(job: dict[str, Any], on_progress: Callable[[str, int, int], None], stderr: Any) -> dict[str, Any]:
@@ -138,7 +138,8 @@ def _run_worker(job: dict[str, Any], on_progress: Callable[[str, int, int], None
                 if message is None:
                     continue  # native code may print to standard output
                 if "progress" in message:
-                    on_progress(**message["progress"])
+                    report = message["progress"]
+                    on_progress(report["phase"], report["done"], report["total"])
                 else:
                     answer = message
         except BaseException:

@@ -51,7 +51,12 @@ def main() -> None:
     if plan is None:
         _answer("failure", {"stage": "builder", "errors": [{"node": "", "operator": "", "reason": logger.text()}]})
         return
-    Path(job["plan"]).write_bytes(plan)
+    try:
+        Path(job["plan"]).write_bytes(plan)
+    except OSError as error:
+        reason = f"{error.strerror} while writing {Path(job['plan']).name}"
+        _answer("failure", {"stage": "builder", "errors": [{"node": "", "operator": "", "reason": reason}]})
+        return
     _answer(
         "result",
         {
@@ -67,7 +72,8 @@ class _CollectingLogger:
     """Keeps error messages; drops the one about an absent driver, which an ahead-of-time build does not need."""
 
     def __init__(self, trt: Any) -> None:
-        messages = self.messages = []
+        messages: list[str] = []
+        self.messages = messages
 
         class Collect(trt.ILogger):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:

@@ -1,1 +1,1 @@
-""""""
+"""From a FasterViT to a typed, verified ONNX graph."""

@@ -66,17 +66,19 @@ def fold_batchnorm_into_convolutions(model: FasterViT) -> int:
     folded = 0
     for module in model.modules():
         if isinstance(module, PatchEmbed):
-            chain = module.conv_down
-            for conv, norm in ((0, 1), (3, 4)):
-                chain[conv] = fuse_conv_bn_eval(chain[conv], chain[norm])
-                chain[norm] = nn.Identity()
-                folded += 1
+            folded += _fold(module.conv_down, "0", "1") + _fold(module.conv_down, "3", "4")
         elif isinstance(module, ConvBlock):
-            module.conv1 = fuse_conv_bn_eval(module.conv1, module.norm1)
-            module.conv2 = fuse_conv_bn_eval(module.conv2, module.norm2)
-            module.norm1, module.norm2 = nn.Identity(), nn.Identity()  # type: ignore[assignment]
-            folded += 2
+            folded += _fold(module, "conv1", "norm1") + _fold(module, "conv2", "norm2")
     return folded
+
+
+def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> int:
+    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+    if not isinstance(norm, nn.BatchNorm2d):
+        return 0
+    setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+    setattr(parent, norm_name, nn.Identity())
+    return 1
 
 
 def fold_final_batchnorm_into_head(model: FasterViT) -> int:

@@ -50,8 +50,9 @@ def onnx_from_torch(model: TypedModel, resolution: tuple[int, int], in_chans: in
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
+        reason = str(error).splitlines()[0]
         raise FasterViTError(
-            f"torch {torch.__version__} cannot export this model to ONNX opset {model.precision.opset}: {str(error).splitlines()[0]}; "
+            f"torch {torch.__version__} cannot export this model to ONNX opset {model.precision.opset}: {reason}; "
             "report it with the model name and versions"
         ) from error
     assert program is not None

@@ -32,7 +32,13 @@ class ExportedGraph:
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"opset": self.opset, "nodes": self.nodes, "input": INPUT, "output": OUTPUT, "deploy": asdict(self.deploy)}
+        return {
+            "opset": self.opset,
+            "nodes": self.nodes,
+            "input": INPUT,
+            "output": OUTPUT,
+            "deploy": asdict(self.deploy),
+        }
 
 
 def export_graph(

@@ -117,9 +117,7 @@ def verify_onnx(
     return result
 
 
-def verification_batches(
-    batch: BatchRange, input_shape: tuple[int, int, int]
-) -> Iterator[tuple[str, np.ndarray, int]]:
+def verification_batches(batch: BatchRange, input_shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray, int]]:
     """(name, images, batch size): white noise, smooth images, and pixels at the ends of the normalised range."""
     rng = np.random.default_rng(0)
     sizes = [s for s in (batch.minimum, batch.minimum + 1, batch.minimum + 2) if s in batch]

@@ -29,6 +29,7 @@ StateDict = dict[str, torch.Tensor]
 
 _CONTAINERS = ("state_dict", "model")
 _SHOWN = 3  # differing keys named in an error
+_FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global)\W+([\w.]+)")
 
 
 def read_checkpoint(path: Path) -> StateDict:
@@ -38,7 +39,9 @@ def read_checkpoint(path: Path) -> StateDict:
         FasterViTError: missing, corrupt or empty file, or a pickle that asks for more than weights.
     """
     if not path.is_file():
-        raise FasterViTError(f"checkpoint '{path}' does not exist; pass the path of a .pth.tar, .pth or .safetensors file")
+        raise FasterViTError(
+            f"checkpoint '{path}' does not exist; pass the path of a .pth.tar, .pth or .safetensors file"
+        )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for name in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -101,15 +104,22 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"[Uu]nsupported (?:class|global)\W+([\w.]+)", str(error))
-        if wanted is None:
+        named = _FORBIDDEN_GLOBAL.search(str(error))
+        if named is None and not _is_bare_pickle(path):
             raise _corrupt(path, error) from error
+        wanted = f"to load '{named[1] or named[2]}'" if named else "for more than plain weights"
         raise FasterViTError(
-            f"checkpoint '{path}' is refused: its pickle asks to load '{wanted[1]}', which could run code; where you "
-            "trust the file, re-save only its weights with torch.save(model.state_dict(), FILE)"
+            f"checkpoint '{path}' is refused: its pickle asks {wanted}, which could run code; if you trust the "
+            "file, re-save only its weights with torch.save(model.state_dict(), FILE)"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error) as error:
         raise _corrupt(path, error) from error
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    """Whether the file starts as pickles of protocol 2 and later do."""
+    with path.open("rb") as stream:
+        return stream.read(1) == pickle.PROTO
 
 
 def _corrupt(path: Path, error: Exception) -> FasterViTError:

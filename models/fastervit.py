@@ -1,7 +1,7 @@
 """FasterViT (arXiv 2306.06189) in plain PyTorch: image in, class logits out, with the official state-dict layout.
 
-    stem → conv stage → conv stage → HAT stage → HAT stage → BatchNorm → mean over the map → linear head
-           (each of the first three stages ends in a stride-2 downsample that doubles the channels)
+stem → conv stage → conv stage → HAT stage → HAT stage → BatchNorm → mean over the map → linear head
+       (each of the first three stages ends in a stride-2 downsample that doubles the channels)
 """
 
 from __future__ import annotations

@@ -135,11 +135,10 @@ class HATBlock(nn.Module):
         self.hat_pos_embed = TokenPositionEmbedding(dim, geometry.carriers) if square else None
         self.gamma1 = _layer_scale(dim, layer_scale)
         self.gamma2 = _layer_scale(dim, layer_scale)
+        self.upsample_index: torch.Tensor
         self.register_buffer("upsample_index", _nearest_index(geometry.ct_size, geometry.window), persistent=False)
 
-    def forward(
-        self, tok_WnTC: torch.Tensor, ct_BGC: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, tok_WnTC: torch.Tensor, ct_BGC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         tok = tok_WnTC + self.pos_embed()
         if ct_BGC is None:
             return self._window_attention(tok), None

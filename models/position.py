@@ -40,6 +40,12 @@ class PositionModule(nn.Module, ABC):
     @abstractmethod
     def forward(self) -> torch.Tensor: ...
 
+    @property
+    def _first(self) -> nn.Linear:
+        layer = self.cpb_mlp[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
 
 class TokenPositionEmbedding(PositionModule):
     """Absolute embedding of a square token grid: table (1, tokens, C). Official ``PosEmbMLPSwinv1D``."""
@@ -51,7 +57,7 @@ class TokenPositionEmbedding(PositionModule):
         self.register_buffer("relative_bias", torch.zeros(1, tokens, dim))
 
     def forward(self) -> torch.Tensor:
-        weight = self.cpb_mlp[0].weight
+        weight = self._first.weight
         half = max(self.side // 2, 1)  # a 1x1 grid has only the origin; the reference divides by zero there
         axis = (torch.arange(self.side, device=weight.device, dtype=torch.float32) - self.side // 2) / half
         coords_N2 = _grid(axis, axis).reshape(-1, 2).to(weight.dtype)
@@ -81,7 +87,7 @@ class AttentionPositionBias(PositionModule):
 
     def forward(self) -> torch.Tensor:
         index = self.relative_position_index
-        table = self.cpb_mlp(self.relative_coords_table.to(self.cpb_mlp[0].weight.dtype)).reshape(-1, self.heads)
+        table = self.cpb_mlp(self.relative_coords_table.to(self._first.weight.dtype)).reshape(-1, self.heads)
         bias = table[index.reshape(-1)].reshape(*index.shape, self.heads).permute(2, 0, 1)
         bias = 16 * torch.sigmoid(bias)
         return F.pad(bias, (self.extra, 0, self.extra, 0)).unsqueeze(0)  # 1, h, N, N

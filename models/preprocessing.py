@@ -31,5 +31,5 @@ def preprocess_image(image: Image.Image, how: Preprocessing, resolution: tuple[i
     image = image.resize(size, _FILTERS[how.interpolation])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
-    normalised = (pixels - np.float32(how.mean)) / np.float32(how.std)
+    normalised = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)

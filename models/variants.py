@@ -18,6 +18,8 @@ _LARGE = FasterViTConfig(
     drop_path_rate=0.3,
 )
 
+_LARGE_21K = replace(_LARGE, hat=(False, False, False, False), drop_path_rate=0.42)
+
 _IMAGENET = {
     "faster_vit_0_224": FasterViTConfig(depths=(2, 3, 6, 5), num_heads=(2, 4, 8, 16), dim=64, in_dim=64),
     "faster_vit_1_224": FasterViTConfig(depths=(1, 3, 8, 5), num_heads=(2, 4, 8, 16), dim=80, in_dim=32),
@@ -26,24 +28,35 @@ _IMAGENET = {
     "faster_vit_4_224": _LARGE,
     "faster_vit_5_224": replace(_LARGE, dim=320),
     "faster_vit_6_224": replace(_LARGE, dim=320, depths=(3, 3, 16, 8), drop_path_rate=0.5),
+    # ImageNet-21k pre-trained. One window covers the whole map, so there are no carriers and nothing to propagate.
+    "faster_vit_4_21k_224": replace(_LARGE_21K, resolution=(224, 224), window_size=(7, 7, 14, 7)),
+    "faster_vit_4_21k_384": replace(_LARGE_21K, resolution=(384, 384), window_size=(7, 7, 24, 12)),
+    "faster_vit_4_21k_512": replace(_LARGE_21K, resolution=(512, 512), window_size=(7, 7, 32, 16)),
+    "faster_vit_4_21k_768": replace(_LARGE_21K, resolution=(768, 768), window_size=(7, 7, 48, 24)),
 }
 
-# Small models trained on scikit-learn's handwritten digits (models/digits), with the attention geometry of the real ones
-# at 224: in stage 2 four windows of 49 tokens with 4 carriers each, in stage 3 one window, position MLPs everywhere.
+# As published: crop fraction 1, centre crop, but for these.
+_PREPROCESSING = {
+    "faster_vit_0_224": Preprocessing(crop_pct=0.875),
+    "faster_vit_4_21k_224": Preprocessing(crop_pct=0.95, crop_mode="squash"),
+    "faster_vit_4_21k_384": Preprocessing(crop_mode="squash"),
+    "faster_vit_4_21k_512": Preprocessing(crop_mode="squash"),
+    "faster_vit_4_21k_768": Preprocessing(crop_pct=0.93, crop_mode="squash"),
+}
+
+# Small models trained on scikit-learn's handwritten digits (models/digits), with the attention geometry of the real
+# ones at 224: in stage 2 four windows of 49 tokens with 4 carriers each, in stage 3 one window; position MLPs.
 _DIGITS_M = FasterViTConfig(
     depths=(1, 1, 2, 1), num_heads=(1, 1, 1, 2), dim=8, in_dim=8, drop_path_rate=0.0, num_classes=10
 )
 _DIGITS = {
-    "faster_vit_digits_s": replace(_DIGITS_M, dim=4),
+    "faster_vit_digits_s": replace(_DIGITS_M, dim=4, in_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
     "faster_vit_digits_m": _DIGITS_M,
     "faster_vit_digits_l": replace(_DIGITS_M, dim=16, in_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 1, 2, 4)),
 }
 
 VARIANTS: dict[str, Variant] = {
-    **{
-        name: Variant(config, Preprocessing(crop_pct=0.875 if name == "faster_vit_0_224" else 1.0))
-        for name, config in _IMAGENET.items()
-    },
+    **{name: Variant(config, _PREPROCESSING.get(name, Preprocessing())) for name, config in _IMAGENET.items()},
     **{
         name: Variant(
             config, Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), shipped_weights=f"{name}.safetensors"

@@ -1,1 +1,1 @@
-""""""
+"""Fused operators: reference definitions, CUDA kernels and TensorRT plugins."""

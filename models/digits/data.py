@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits as pictures: 1797 images of 8x8, two thirds to train on, one third held out.
+"""scikit-learn's bundled handwritten digits as pictures: 1797 of 8x8 pixels, two thirds to train on, one held out.
 
 Source of the data: the test part of the UCI "Optical Recognition of Handwritten Digits" set, as shipped by
 scikit-learn (``sklearn.datasets.load_digits``). The held-out third is fixed in ``split.json``, so that accuracy means

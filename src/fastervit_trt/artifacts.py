@@ -83,6 +83,7 @@ class Manifest:
 
 
 def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file of any size."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -91,29 +92,35 @@ def sha256_file(path: Path) -> str:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 @contextmanager
-def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(output: Path, *, overwrite: bool = False, marker: str = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside ``output`` that becomes ``output`` when the block succeeds and vanishes when it fails.
 
-    With ``overwrite`` an existing folder stays in place until its successor is complete.
+    With ``overwrite`` an existing folder stays in place until its successor is complete; only folders that hold
+    ``marker`` (or nothing) are ever replaced.
 
     Raises:
         FasterViTError: ``output`` exists (without ``overwrite``), or its parent cannot be written to.
     """
     output = output.absolute()
-    if output.exists() and not (overwrite and output.is_dir()):
-        hint = "" if not output.is_dir() else "; choose another --output or pass --overwrite"
-        raise FasterViTError(f"output '{output}' already exists{hint or ' and is not a folder'}")
-    if overwrite and output.exists() and any(output.iterdir()) and not (output / MANIFEST_NAME).exists():
-        raise FasterViTError(f"output '{output}' is not an earlier export, so it is not overwritten")
+    if output.exists():
+        if not output.is_dir():
+            raise FasterViTError(f"output '{output}' is an existing file; choose another --output")
+        if not overwrite:
+            raise FasterViTError(f"output '{output}' already exists; choose another --output or pass --overwrite")
+        if any(output.iterdir()) and not (output / marker).exists():
+            raise FasterViTError(f"output '{output}' holds no {marker}, so it is not replaced; choose another --output")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise FasterViTError(f"cannot write output '{output}' ({error.strerror}); choose a writable --output") from error
+        raise FasterViTError(
+            f"cannot write output '{output}' ({error.strerror}); choose a writable --output"
+        ) from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())

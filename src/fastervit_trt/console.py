@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -27,10 +28,15 @@ def command_app(**options: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
 
 
-def run_command(app: typer.Typer) -> None:
-    """Run ``app``; whatever the user can act on becomes one line on stderr and exit code 2."""
+def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``app`` and exit; whatever the user can act on becomes one line on stderr and exit code 2.
+
+    Args:
+        arguments: the command line without the program's name; the process's own by default.
+    """
+    signal.signal(signal.SIGTERM, _stop)  # so that temporary folders are removed
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except FasterViTError as error:
         _fail(str(error))
     except OSError as error:
@@ -92,6 +98,10 @@ def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     err_console.print(f"error: {message}", markup=False, soft_wrap=True)
     sys.exit(code)

@@ -12,7 +12,17 @@ import psutil
 
 __all__ = ["cpu_name", "peak_rss_mib", "usable_cpus", "versions"]
 
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
+_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:

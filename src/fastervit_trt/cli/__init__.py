@@ -1,1 +1,1 @@
-""""""
+"""The commands: they parse, call the stages, and print."""

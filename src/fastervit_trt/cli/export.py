@@ -3,118 +3,25 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from fastervit_trt.artifacts import Manifest, file_entry, new_folder
-from fastervit_trt.console import command_app, console, progress_bar, run_command, step
-from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.artifacts import Manifest
+from fastervit_trt.console import command_app, console, run_command
+from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.onnx_graph import INPUT, OUTPUT
-from fastervit_trt.export.pipeline import ExportedGraph, export_graph
-from fastervit_trt.export.precision import get_precision
-from fastervit_trt.host import peak_rss_mib, versions
-from fastervit_trt.models.factory import get_variant, resolve_config
-from fastervit_trt.models.source import WeightSource, model_from_source, shipped_source
+from fastervit_trt.export.verify import Verification
+from fastervit_trt.host import peak_rss_mib
+from fastervit_trt.models.source import WeightSource, shipped_source
+from fastervit_trt.workflow import ExportRequest, export_model
 
-__all__ = ["ExportRequest", "export_model", "main"]
+__all__ = ["main", "print_export"]
 
 app = command_app()
-
-_NVIDIA_NOTICE = (
-    "NVIDIA publishes its FasterViT weights under the NVIDIA Source Code License-NC (research and evaluation only); "
-    "an export of them carries that licence"
-)
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """One export, as asked for on the command line."""
-
-    model: str
-    weights: WeightSource
-    precision: str
-    batch: BatchRange
-    targets: tuple[RtxTarget, ...]
-    output: Path
-    resolution: tuple[int, int] | None = None
-    num_classes: int | None = None
-    overwrite: bool = False
-
-
-def export_model(request: ExportRequest) -> Manifest:
-    """Write the export folder of ``request``, whole or not at all.
-
-    Raises:
-        FasterViTError: anything the user can act on; nothing is left behind.
-    """
-    precision = get_precision(request.precision)
-    for target in request.targets:
-        target.check_precision(precision.name)
-    overrides = {} if request.num_classes is None else {"num_classes": request.num_classes}
-    config = resolve_config(request.model, request.resolution, **overrides)
-    skipped = rtx_unavailable_reason() if request.targets else "not asked for (--compute-capability none)"
-    with new_folder(request.output, overwrite=request.overwrite) as folder:
-        with step(f"loading {request.model}"):
-            model, weights = model_from_source(config, request.weights)
-        graph = export_graph(model, precision, request.batch, folder, step)
-        del model
-        engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
-        manifest = Manifest(
-            model=request.model,
-            num_classes=config.num_classes,
-            resolution=config.resolution,
-            precision=precision.name,
-            batch=str(request.batch),
-            input={"name": INPUT, "dtype": "float32", "shape": ["batch", config.in_chans, *config.resolution]},
-            output={"name": OUTPUT, "dtype": "float32", "shape": ["batch", config.num_classes]},
-            preprocessing=asdict(get_variant(request.model).preprocessing),
-            weights=weights.record(),
-            graph=graph.facts(),
-            verification=asdict(graph.verification),
-            engines=[_engine_record(engine) for engine in engines],
-            engines_skipped=skipped,
-            files={path.name: file_entry(path) for path in (*graph.files, *(e.path for e in engines))},
-            versions=versions(),
-            created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            notices=[_NVIDIA_NOTICE] if weights.kind == "checkpoint" else [],
-        )
-        manifest.write(folder)
-    return manifest
-
-
-def _build(onnx_path: Path, folder: Path, target: RtxTarget, batch: BatchRange, config: object) -> RtxEngine:
-    from fastervit_trt.models.config import FasterViTConfig
-
-    assert isinstance(config, FasterViTConfig)
-    shape = (config.in_chans, *config.resolution)
-    with progress_bar() as progress:
-        task = progress.add_task(f"TensorRT-RTX engine for compute capability {target}", total=None)
-
-        def show(phase: str, done: int, total: int) -> None:
-            progress.update(task, description=f"TensorRT-RTX {target}: {phase.lower()}", completed=done, total=total or None)
-
-        plan = folder / f"model.rtx-{target.sm}.engine"
-        engine = build_rtx_engine(onnx_path, plan, target, batch, INPUT, shape, show)
-        progress.update(task, description=f"TensorRT-RTX engine for {target}", completed=1, total=1)
-    return engine
-
-
-def _engine_record(engine: RtxEngine) -> dict[str, object]:
-    return {
-        "file": engine.path.name,
-        "runtime": "tensorrt-rtx",
-        "version": engine.tensorrt_rtx,
-        "compute_capability": str(engine.target),
-        "layers": engine.layers,
-        "build_seconds": engine.seconds,
-        "build_peak_rss_mib": engine.peak_rss_mib,
-    }
 
 
 @app.command()
@@ -152,15 +59,11 @@ def export_command(
 
 def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     """The few lines a user wants after an export."""
-    proof = manifest.verification
+    proof = Verification(**manifest.verification)
     changes = ", ".join(f"{count} x {name}" for name, count in manifest.graph["deploy"]["changes"].items())
     console.print(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {manifest.graph['nodes']} nodes")
     console.print(f"  deploy form: {changes}")
-    console.print(
-        f"  verified on batches {list(proof['batches'])}: worst point {proof['worst_input']} input, image "
-        f"{proof['worst_image']}, class {proof['worst_class']}: ONNX {proof['worst_onnx']:.6g}, PyTorch fp32 "
-        f"{proof['worst_torch']:.6g}, |error| {proof['max_abs_error']:.1e}, {proof['share_of_budget']:.0%} of the budget"
-    )
+    console.print(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
     for engine in manifest.engines:
         size = manifest.files[engine["file"]]["bytes"] / 1e6
         console.print(
@@ -200,6 +103,10 @@ def _resolution(text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fastervit-export``."""
-    run_command(app)
+    run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+# Two commands: `make run` and `make test`. Each prepares its own environment on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types train clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
+
+run: $(READY)  ## export, build and measure the shipped models, then export FasterViT-0
+	$(BIN)/python -m fastervit_trt.cli.demo
+
+test: lint types  ## lint, types and every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows no editable import hook, so it checks an ordinary installation of the package.
+types: $(READY)
+	rm -rf build/types && $(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy -p fastervit_trt
+
+train: $(READY)  ## train the digits models again
+	$(BIN)/python -m fastervit_trt.models.digits.train
+
+$(READY): pyproject.toml requirements/constraints.txt
+	@echo "preparing $(VENV) (first time, or after a change of requirements)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off -q -c requirements/constraints.txt -e '.[cpu,demo,dev]'
+	@touch $@
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build

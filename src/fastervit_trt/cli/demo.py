@@ -1,0 +1,83 @@
+"""``python -m fastervit_trt.cli.demo``: the main job from end to end, on a machine without a GPU.
+
+First the digits models that ship with the package: each exported in fp32 and fp16, built into TensorRT-RTX engines,
+measured on the held-out digits, reported. Then a full-size model: FasterViT-0, random weights, fp16, with its engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from fastervit_trt.benchmarks.run import bench_exports
+from fastervit_trt.cli.bench import print_rows
+from fastervit_trt.cli.export import print_export
+from fastervit_trt.console import command_app, console, run_command
+from fastervit_trt.engines.rtx import RtxTarget
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.host import usable_cpus
+from fastervit_trt.models.factory import get_variant, list_models
+from fastervit_trt.models.source import WeightSource, shipped_source
+from fastervit_trt.workflow import ExportRequest, export_model
+
+__all__ = ["main"]
+
+app = command_app()
+
+_PRECISIONS = ("fp32", "fp16")
+_FULL_SIZE = "faster_vit_0_224"
+
+
+@app.command()
+def demo_command(
+    output: Annotated[Path, typer.Option(help="Folder for exports and report; earlier ones are replaced.")] = Path(
+        "build/demo"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.1, help="Timed per export, for latency and throughput each.")] = 4.0,
+) -> None:
+    """Export, build and measure the shipped models, then export FasterViT-0."""
+    exports = []
+    for name in (n for n in list_models() if get_variant(n).shipped_weights):
+        for precision in _PRECISIONS:
+            folder = output / f"{name}-{precision}"
+            _export(name, shipped_source(name), precision, folder)
+            exports.append(folder)
+
+    console.rule(f"measuring {len(exports)} exports on the held-out digits")
+    report = output / "report"
+    rows = bench_exports(exports, "digits", report, batch=8, seconds=seconds, threads=usable_cpus(), overwrite=True)
+    full_size = output / f"{_FULL_SIZE}-fp16"
+    _export(_FULL_SIZE, WeightSource.random(), "fp16", full_size)
+
+    console.rule("result")
+    print_rows(rows)
+    console.print(f"report:  {report / 'report.html'}", soft_wrap=True)
+    console.print(f"exports: {output}", soft_wrap=True)
+
+
+def _export(name: str, weights: WeightSource, precision: str, folder: Path) -> None:
+    console.rule(f"{name} {precision}")
+    start = time.perf_counter()
+    request = ExportRequest(
+        model=name,
+        weights=weights,
+        precision=precision,
+        batch=BatchRange.parse("1:8:32"),
+        targets=(RtxTarget.parse("8.9"),),
+        output=folder,
+        overwrite=True,
+    )
+    print_export(export_model(request), folder, time.perf_counter() - start)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``python -m fastervit_trt.cli.demo``."""
+    run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    main()

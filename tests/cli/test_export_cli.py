@@ -1,0 +1,193 @@
+"""``fastervit-export`` as a user meets it: what it writes, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from fastervit_trt.artifacts import Manifest
+from fastervit_trt.engines.rtx import rtx_unavailable_reason
+from fastervit_trt.models import create_model
+from tests.conftest import Finished
+
+Command = Callable[..., Finished]
+HAS_RTX = rtx_unavailable_reason() is None
+QUICK = ("--model", "faster_vit_digits_s", "--precision", "fp32", "--compute-capability", "none")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_folder_says_what_it_is_and_holds_what_it_says(exports: Path, precision: str) -> None:
+    folder = exports / precision
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder)
+    assert {p.name for p in folder.iterdir()} == {*manifest.files, "manifest.json"}
+    assert (manifest.model, manifest.precision, manifest.batch) == ("faster_vit_digits_s", precision, "1:4:8")
+    assert manifest.resolution == (224, 224)
+    assert manifest.weights["kind"] == "shipped"
+    assert len(manifest.weights["sha256"]) == 64
+    assert manifest.verification["share_of_budget"] <= 1
+    assert manifest.preprocessing["mean"] == [0.5, 0.5, 0.5]
+    assert {"torch", "onnx", "onnxruntime", "fastervit-trt"} <= set(manifest.versions)
+    if HAS_RTX:
+        (engine,) = manifest.engines
+        assert engine["file"] == "model.rtx-sm89.engine"
+        assert (engine["compute_capability"], manifest.engines_skipped) == ("8.9", None)
+
+
+def test_a_user_checkpoint_with_its_own_classes(command: Command, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fine_tuned.pth.tar"
+    torch.save({"state_dict": create_model("faster_vit_digits_s", num_classes=3).state_dict()}, checkpoint)
+    arguments = (*QUICK, "--checkpoint", checkpoint, "--batch", 2, "--resolution", "224", "--output", tmp_path / "out")
+    refused = command("fastervit-export", *arguments)
+    assert refused.code == 2
+    assert "has 3 classes, the model 10; pass --num-classes 3" in refused.error
+    done = command("fastervit-export", *arguments, "--num-classes", 3)
+    assert done.code == 0, done.err
+    assert "worst point" in done.out
+    assert "License-NC" in done.out
+    output = onnx.load(tmp_path / "out" / "model.onnx").graph.output[0]
+    assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [2, 3]
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="builds engines")
+def test_one_engine_per_capability(command: Command, tmp_path: Path) -> None:
+    done = command(
+        "fastervit-export",
+        *QUICK[:4],
+        "--pretrained",
+        "--compute-capability",
+        "8.6,sm120,8.6",
+        "--output",
+        tmp_path / "o",
+    )
+    assert done.code == 0, done.err
+    assert [e["compute_capability"] for e in Manifest.read(tmp_path / "o").engines] == ["8.6", "12.0"]
+
+
+def test_without_the_builder_export_says_so_and_goes_on(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastervit_trt.workflow.rtx_unavailable_reason", lambda: "TensorRT-RTX is not installed")
+    done = command("fastervit-export", *QUICK[:4], "--pretrained", "--output", tmp_path / "out")
+    assert done.code == 0
+    assert "no engine: TensorRT-RTX is not installed" in done.out
+    manifest = Manifest.read(tmp_path / "out")
+    assert (manifest.engines, manifest.engines_skipped) == ([], "TensorRT-RTX is not installed")
+
+
+def test_overwrite_replaces_exports_and_nothing_else(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("fastervit-export", *QUICK, "--pretrained", "--output", out)
+    assert command(*arguments).code == 0
+    before = json.loads((out / "manifest.json").read_text())
+    assert "already exists; choose another --output or pass --overwrite" in command(*arguments).error
+    (out / "stale").touch()
+    assert command(*arguments, "--overwrite", "--batch", "2").code == 0
+    assert not (out / "stale").exists()
+    assert json.loads((out / "manifest.json").read_text())["batch"] != before["batch"]
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").touch()
+    failed = command(*arguments[:-1], precious, "--overwrite")
+    assert "holds no manifest.json, so it is not replaced" in failed.error
+    assert (precious / "thesis.tex").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "precious"]
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown model": (("--model", "fastervit0", "--random-init"), "unknown model 'fastervit0'; closest names: "),
+    "no weights": ((), "choose exactly one of --checkpoint FILE, --pretrained and --random-init"),
+    "two sources": (("--random-init", "--pretrained"), "choose exactly one of"),
+    "nothing ships": (
+        ("--model", "faster_vit_1_224", "--pretrained"),
+        "no weights ship for faster_vit_1_224; download",
+    ),
+    "missing checkpoint": (("--checkpoint", "nowhere.pth"), "checkpoint 'nowhere.pth' does not exist"),
+    "corrupt checkpoint": (("--checkpoint", "text.pth"), "checkpoint 'text.pth' is corrupt or no checkpoint"),
+    "other variant": (
+        ("--checkpoint", "m.pth"),
+        "patch_embed.conv_down.0.weight is (8, 3, 3, 3) in the file and (4, 3",
+    ),
+    "hostile pickle": (("--checkpoint", "evil.pth"), "is refused: its pickle asks to load"),
+    "resolution too small": (("--random-init", "--resolution", "16"), "resolution 16x16 is impossible"),
+    "resolution no number": (("--random-init", "--resolution", "224x"), "is neither H nor HxW"),
+    "batch": (("--random-init", "--batch", "8:4"), "batch '8:4' is neither N nor MIN:OPT:MAX"),
+    "precision": (("--random-init", "--precision", "fp4"), "unknown precision 'fp4'; choose one of fp32, fp16, bf16"),
+    "capability": (("--random-init", "--compute-capability", "9.0"), "TensorRT-RTX has no compute capability '9.0'"),
+    "bf16 on Turing": (("--random-init", "--precision", "bf16", "--compute-capability", "7.5"), "has no bf16"),
+    "classes": (("--random-init", "--num-classes", "0"), "num_classes must be at least 1"),
+    "output is a file": (("--random-init", "--output", "text.pth"), "is an existing file; choose another --output"),
+    "output below a file": (("--random-init", "--output", "text.pth/out"), "cannot write output"),
+    "unknown option": (("--presicion", "fp16"), "No such option: --presicion"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pth").write_text("not a checkpoint")
+    torch.save(create_model("faster_vit_digits_m").state_dict(), "m.pth")
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "hook": print}, "evil.pth")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, message = BAD[kind]
+    defaults = {"--model": "faster_vit_digits_s", "--output": "out"}
+    filled = [v for name, value in defaults.items() if name not in arguments for v in (name, value)]
+    finished = command("fastervit-export", *filled, *arguments)
+    assert finished.code == 2
+    assert message in finished.error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unwritable_output(command: Command) -> None:
+    finished = command("fastervit-export", *QUICK, "--random-init", "--output", "/proc/fastervit/out")
+    assert finished.code == 2
+    assert "cannot write output '/proc/fastervit/out'" in finished.error
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.name != "posix", reason="needs a mount namespace of its own")
+@pytest.mark.parametrize("size_kib", [300, 1500], ids=["while writing the graph", "while writing the engine"])
+def test_disk_full(tmp_path: Path, size_kib: int) -> None:
+    """On a real, tiny file system: the graph has 0.5 MB, the engine 3 MB."""
+    if not HAS_RTX and size_kib > 1000:
+        pytest.skip("no engine to write")
+    program = f"{sys.executable} -m fastervit_trt.cli.export"
+    options = "--model faster_vit_digits_s --pretrained --precision fp16"
+    script = (
+        f"mount -t tmpfs -o size={size_kib}k none {tmp_path} && "
+        f"{program} {options} --output {tmp_path}/out; code=$?; ls -A {tmp_path}; exit $code"
+    )
+    done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr or "unshare failed" in done.stderr:
+        pytest.skip("no permission for a mount namespace")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "o space left on" in done.stderr.splitlines()[-1]
+    assert done.stdout.strip() == ""  # nothing is left on the file system
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
+    program = [sys.executable, "-m", "fastervit_trt.cli.export", *QUICK, "--pretrained", "--output", tmp_path / "out"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted; nothing half-written was kept" in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,88 @@
+"""Shared pieces: golden weights, commands run as a user would, one small export per precision for the whole run."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastervit_trt.cli import bench, export
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind: exit code and both outputs."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line a failing command ends with, in place of a traceback."""
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Run ``fastervit-export`` or ``fastervit-bench`` with arguments."""
+    mains = {"fastervit-export": export.main, "fastervit-bench": bench.main}
+
+    def run(name: str, *arguments: object) -> Finished:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            mains[name]([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        code = stop.value.code
+        return Finished(code if isinstance(code, int) else 1, out, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``exports / "fp32"``, "fp16" and "bf16": the smallest digits model, dynamic batch 1:4:8, engine for 8.9."""
+    root = tmp_path_factory.mktemp("exports")
+    for precision in ("fp32", "fp16", "bf16"):
+        with pytest.raises(SystemExit) as stop:
+            export.main(
+                f"--model faster_vit_digits_s --pretrained --precision {precision} --batch 1:4:8 "
+                f"--output {root / precision}".split()
+            )
+        assert stop.value.code == 0
+    return root
+
+
+@torch.no_grad()
+def fill_from_names(model: nn.Module) -> nn.Module:
+    """Weights rebuilt from parameter names, by the rule of tests/golden/README.md."""
+    statistics = [(n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    for name, tensor in [*model.named_parameters(), *statistics]:
+        rng, shape = np.random.default_rng(zlib.crc32(name.encode())), tuple(tensor.shape)
+        if name.endswith("running_var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith("running_mean"):
+            value = 0.1 * rng.standard_normal(shape)
+        elif name.split(".")[-1].startswith("gamma"):
+            value = rng.uniform(0.2, 1.0, shape)
+        elif tensor.ndim == 1 and name.endswith("weight"):
+            value = 1 + 0.1 * rng.standard_normal(shape)
+        elif tensor.ndim == 1:
+            value = 0.02 * rng.standard_normal(shape)
+        else:
+            value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        tensor.copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
+    return model.eval()

@@ -1,0 +1,88 @@
+"""Verification passes what is right and stops what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
+from fastervit_trt.export.precision import PRECISIONS, TypedModel
+from fastervit_trt.export.verify import Verification, verification_batches, verify_onnx
+from fastervit_trt.models import FasterViT, get_variant
+from fastervit_trt.models.source import model_from_source, shipped_source
+
+NAME = "faster_vit_digits_s"
+
+
+def verify(path: Path, model: FasterViT, precision: str) -> Verification:
+    typed = TypedModel(deploy_form(model)[0], PRECISIONS[precision])
+    return verify_onnx(path, model, typed, BatchRange(1, 4, 8), (3, 224, 224))
+
+
+@pytest.fixture
+def model() -> FasterViT:
+    return model_from_source(get_variant(NAME).config, shipped_source(NAME))[0]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_was_exported_passes_within_a_tight_budget(exports: Path, model: FasterViT, precision: str) -> None:
+    result = verify(exports / precision / "model.onnx", model, precision)
+    assert result.share_of_budget <= 1
+    assert result.batches == (1, 2, 3)
+    assert result.compared_logits == 60
+    assert result.emulated == (precision == "bf16")
+    assert result.max_rel_error < {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("layer", ["head", "blocks.0.attn.qkv", "blocks.0.mlp.fc1"])
+def test_a_changed_weight_is_caught(
+    exports: Path, tmp_path: Path, model: FasterViT, precision: str, layer: str
+) -> None:
+    graph = onnx.load(exports / precision / "model.onnx")
+    consumers = [
+        n for n in graph.graph.node if n.name.split("/")[0].endswith(layer) and n.op_type in ("MatMul", "Gemm")
+    ]
+    weight = next(w for w in graph.graph.initializer if w.name in consumers[0].input)
+    values = numpy_helper.to_array(weight).copy()
+    values *= values.dtype.type(1.25)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(FasterViTError, match=r"graph differs from PyTorch; worst point: \w+ input, image \d, class \d"):
+        verify(tmp_path / "model.onnx", model, precision)
+
+
+def test_overflow_in_fp16_is_named(tmp_path: Path, model: FasterViT) -> None:
+    with torch.no_grad():
+        model.levels[3].blocks[0].mlp.fc1.weight *= 1e7  # type: ignore[index, union-attr, operator]
+    typed = TypedModel(deploy_form(model)[0], PRECISIONS["fp16"])
+    (path,) = save_onnx(onnx_from_torch(typed, (224, 224), 3, BatchRange(1, 4, 8)), tmp_path)
+    with pytest.raises(FasterViTError, match=r"logits of the fp16 graph are not finite.*--precision bf16"):
+        verify_onnx(path, model, typed, BatchRange(1, 4, 8), (3, 224, 224))
+
+
+def test_an_invalid_graph_is_refused(exports: Path, tmp_path: Path, model: FasterViT) -> None:
+    graph = onnx.load(exports / "fp32" / "model.onnx")
+    graph.graph.node[5].input[0] = "nobody_makes_this"
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(FasterViTError, match="the written graph is invalid"):
+        verify(tmp_path / "model.onnx", model, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [("1:8:32", [1, 2, 3]), ("1:2:2", [1, 2]), ("4", [4, 4, 4]), ("32", [32, 32])]
+)
+def test_several_batches_of_different_kinds(batch: str, sizes: list[int]) -> None:
+    made = list(verification_batches(BatchRange.parse(batch), (3, 32, 48)))
+    assert [size for _, _, size in made] == sizes
+    assert [images.shape for _, images, _ in made] == [(size, 3, 32, 48) for size in sizes]
+    assert len({name for name, _, _ in made}) == len(made)
+    assert all(images.dtype == np.float32 for _, images, _ in made)
