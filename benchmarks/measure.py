@@ -31,6 +31,7 @@ from fastervit_trt.models.source import WeightSource, model_from_source
 __all__ = ["Subject", "measure", "open_subject"]
 
 _ONNX = "model.onnx"
+_CPU_FP16 = "ONNX Runtime's x86 CPU kernels compute fp16 in fp32 between casts: fp16 pays on GPUs"
 _EMULATED = (
     "bfloat16 ran as float32 with exact rounding (ONNX Runtime's CPU lacks it): accuracy holds, speed means nothing"
 )
@@ -200,7 +201,7 @@ def _row(
         speed_is_meaningful=not emulated,
         on_front=None,
         dominated_by=None,
-        note="; ".join(text for text in (note, _EMULATED if emulated else "") if text),
+        note="; ".join(text for text in (note, _speed_note(manifest.precision, emulated)) if text),
         file_bytes=sum(entry["bytes"] for name, entry in manifest.files.items() if name.startswith(_ONNX)),
         onnx_sha256=manifest.files[_ONNX]["sha256"],
         weights_sha256=manifest.weights.get("sha256", f"random, seed {manifest.weights.get('seed')}"),
@@ -215,3 +216,9 @@ def _row(
         onnxruntime=installed.get("onnxruntime", installed.get("onnxruntime-gpu", "")),
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _speed_note(precision: str, emulated: bool) -> str:
+    if emulated:
+        return _EMULATED
+    return _CPU_FP16 if precision == "fp16" and platform.machine() in ("x86_64", "AMD64") else ""

@@ -89,7 +89,7 @@ def _block_of(node: ir.Node) -> str:
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is not None:
         # ['', 'model', 'model.levels.2', …, 'matmul_3']: modules from the outside in, then the operation itself
-        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope.startswith("model")]
         path = modules[-1] if modules else ""
         return path.removeprefix("model").removeprefix(".").replace("levels.", "stages.", 1) or "model"
     for value in node.inputs:

@@ -41,7 +41,6 @@ class FasterViT(nn.Module):
         self.levels = nn.ModuleList(_stages(config))
         features = config.stage_dim(3)
         self.norm = nn.BatchNorm2d(features, eps=1e-5)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(features, config.num_classes)
         self.apply(_init_linear)
 
@@ -53,7 +52,7 @@ class FasterViT(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.head(self.avgpool(x_BCHW).flatten(1))
+        return self.head(x_BCHW.mean(dim=(2, 3)))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x_BCHW))

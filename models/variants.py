@@ -47,10 +47,10 @@ _PREPROCESSING = {
 # Small models trained on scikit-learn's handwritten digits (models/digits), with the attention geometry of the real
 # ones at 224: in stage 2 four windows of 49 tokens with 4 carriers each, in stage 3 one window; position MLPs.
 _DIGITS_M = FasterViTConfig(
-    depths=(1, 1, 2, 1), num_heads=(1, 1, 1, 2), dim=8, in_dim=8, drop_path_rate=0.0, num_classes=10
+    depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 4), dim=8, in_dim=8, drop_path_rate=0.0, num_classes=10
 )
 _DIGITS = {
-    "faster_vit_digits_s": replace(_DIGITS_M, dim=4, in_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+    "faster_vit_digits_s": replace(_DIGITS_M, dim=4, in_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 2)),
     "faster_vit_digits_m": _DIGITS_M,
     "faster_vit_digits_l": replace(_DIGITS_M, dim=16, in_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 1, 2, 4)),
 }

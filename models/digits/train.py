@@ -21,7 +21,7 @@ import typer
 from torch import nn
 from torch.nn import functional as F
 
-from fastervit_trt.console import command_app, console, run_command, track
+from fastervit_trt.console import command_app, run_command, say, track
 from fastervit_trt.models.checkpoint import save_safetensors
 from fastervit_trt.models.digits.data import DIGITS_FOLDER, load_digits_split
 from fastervit_trt.models.factory import create_model, get_variant, list_models
@@ -146,7 +146,7 @@ def main_command(
             "log": log,
         }
         (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"{name}: {accuracy:.2%} on the held-out third")
+        say(f"{name}: {accuracy:.2%} on the held-out third")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -15,12 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["command_app", "console", "err_console", "progress_bar", "run_command", "track"]
+__all__ = ["command_app", "console", "progress_bar", "run_command", "say", "step", "track"]
 
 T = TypeVar("T")
 
-console = Console(highlight=False)
-err_console = Console(stderr=True, highlight=False)
+_UNKNOWN_WIDTH = 120  # columns, where the output is no terminal
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNKNOWN_WIDTH)
+err_console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _UNKNOWN_WIDTH)
+
+
+def say(text: str) -> None:
+    """Print one line of results as it is: no markup, no line breaks of our own."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def command_app(**options: Any) -> typer.Typer:

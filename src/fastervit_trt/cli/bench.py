@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.benchmarks.run import bench_exports
-from fastervit_trt.console import command_app, console, run_command
+from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.host import usable_cpus
 
 __all__ = ["main", "print_rows"]
@@ -40,9 +40,9 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
             f"{row.latency_p90_ms:.2f}",
             f"{row.latency_p99_ms:.2f}",
             f"{row.file_bytes / 1e6:.1f}",
-            "yes" if row.on_front else f"dominated by {row.dominated_by}" if row.dominated_by else "not compared",
+            "yes" if row.on_front else "not compared" if row.on_front is None else "dominated",
         )
-    console.print(table, soft_wrap=True)
+    console.print(table)
 
 
 @app.command()
@@ -65,7 +65,7 @@ def bench_command(
         exports, data, output, batch=batch, seconds=seconds, threads=threads or usable_cpus(), overwrite=overwrite
     )
     print_rows(rows)
-    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
+    say(f"report: {output / 'report.html'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

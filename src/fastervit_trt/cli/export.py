@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.console import command_app, console, run_command
+from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -61,20 +61,20 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     """The few lines a user wants after an export."""
     proof = Verification(**manifest.verification)
     changes = ", ".join(f"{count} x {name}" for name, count in manifest.graph["deploy"]["changes"].items())
-    console.print(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {manifest.graph['nodes']} nodes")
-    console.print(f"  deploy form: {changes}")
-    console.print(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
+    say(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {manifest.graph['nodes']} nodes")
+    say(f"  deploy form: {changes}")
+    say(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
     for engine in manifest.engines:
         size = manifest.files[engine["file"]]["bytes"] / 1e6
-        console.print(
+        say(
             f"  engine: {engine['file']}, {size:.1f} MB, TensorRT-RTX {engine['version']}, built in "
             f"{engine['build_seconds']:.1f} s, peak {engine['build_peak_rss_mib']} MiB"
         )
     if manifest.engines_skipped:
-        console.print(f"  no engine: {manifest.engines_skipped}")
+        say(f"  no engine: {manifest.engines_skipped}")
     for notice in manifest.notices:
-        console.print(f"  note: {notice}")
-    console.print(f"  {output} written in {seconds:.1f} s, peak memory {peak_rss_mib()} MiB")
+        say(f"  note: {notice}")
+    say(f"  {output} written in {seconds:.1f} s, peak memory {peak_rss_mib()} MiB")
 
 
 def _weights(model: str, checkpoint: Path | None, pretrained: bool, random_init: bool) -> WeightSource:
