@@ -42,5 +42,5 @@ def _percent(share: float | None, digits: int = 2) -> str:
 
 
 def _significant(value: float) -> str:
-    """Three significant digits without an exponent: 0.0123, 1.23, 12.3, 1234."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """Three significant digits without an exponent: 0.0123, 1.20, 12.3, 1234."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

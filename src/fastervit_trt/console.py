@@ -19,6 +19,7 @@ __all__ = ["command_app", "console", "progress_bar", "run_command", "say", "step
 
 T = TypeVar("T")
 
+_INTERRUPTED = 130
 _UNKNOWN_WIDTH = 120  # columns, where the output is no terminal
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNKNOWN_WIDTH)
@@ -48,13 +49,13 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoR
         _fail(str(error))
     except OSError as error:
         _fail(_os_error(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was kept", code=130)
     except Exception as error:
         message = _usage_message(error)
         if message is None:
             raise
         _fail(message)
+    if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this
+        _fail("interrupted; nothing half-written was kept", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
