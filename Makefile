@@ -22,7 +22,7 @@ lint: $(READY)
 
 # mypy follows no editable import hook, so it checks an ordinary installation of the package.
 types: $(READY)
-	rm -rf build/types && $(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	rm -rf build/types build/python && $(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p fastervit_trt
 
 train: $(READY)  ## train the digits models again
