@@ -23,10 +23,11 @@ from fastervit_trt.console import track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.export.onnx_graph import OUTPUT
 from fastervit_trt.host import cpu_name, versions
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.factory import resolve_config
-from fastervit_trt.models.source import WeightSource, model_from_source
+from fastervit_trt.models.factory import ModelSpec
+from fastervit_trt.models.source import WeightSource, build_model, resolve_source
 
 __all__ = ["Subject", "measure", "open_subject"]
 
@@ -61,7 +62,7 @@ class Subject:
             chunk = images[start : start + size]
             missing = self.batch.minimum - len(chunk)
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing > 0 else chunk
-            chunks.append(self.session(padded)[: len(chunk)])
+            chunks.append(self.session(padded)[0][: len(chunk)])
         return np.concatenate(chunks)
 
 
@@ -109,6 +110,8 @@ def _check(subject: Subject, data: LabelledImages | None, batch: int) -> None:
         raise FasterViTError(
             f"'{subject.folder}' serves batch {manifest.batch}, not {batch}; pass another --batch or export it again"
         )
+    if data is not None and [output["name"] for output in manifest.outputs] != [OUTPUT]:
+        raise FasterViTError(f"'{subject.folder}' is a backbone without classes; measure its speed without --data")
     if data is not None and data.classes != manifest.num_classes:
         raise FasterViTError(
             f"dataset '{data.name}' has {data.classes} classes, '{subject.folder}' {manifest.num_classes}; "
@@ -122,7 +125,7 @@ def _accuracies(subjects: Sequence[Subject], data: LabelledImages | None) -> lis
     references: dict[str, np.ndarray | str] = {}
     results: list[tuple[Accuracy | None, str]] = []
     for subject in subjects:
-        key = f"{subject.manifest.model} {subject.manifest.weights} {subject.manifest.resolution}"
+        key = f"{subject.manifest.spec} {subject.manifest.weights}"
         if key not in references:
             references[key] = _reference_predictions(subject, data)
         reference = references[key]
@@ -137,8 +140,8 @@ def _reference_predictions(subject: Subject, data: LabelledImages) -> np.ndarray
     """Classes PyTorch fp32 predicts, or why they cannot be had."""
     manifest = subject.manifest
     try:
-        config = resolve_config(manifest.model, manifest.resolution, num_classes=manifest.num_classes)
-        model, _ = model_from_source(config, WeightSource.from_record(manifest.weights))
+        source = resolve_source(WeightSource.from_record(manifest.weights))
+        model, _ = build_model(ModelSpec.from_record(manifest.spec), source)
     except FasterViTError as error:
         return f"no agreement with PyTorch: {error}"
     batches = _batches(subject, data, f"{manifest.model} PyTorch fp32")

@@ -51,17 +51,19 @@ class BakedTable(nn.Module):
 
 
 @torch.no_grad()
-def deploy_form(model: FasterViT) -> tuple[FasterViT, DeployReport]:
+def deploy_form(model: nn.Module) -> tuple[nn.Module, DeployReport]:
     """A rewritten copy of ``model`` in eval mode, and the evidence of what changed. The original is left alone.
 
-    ``forward`` gives the same logits; ``forward_features`` no longer applies the final BatchNorm, which the head holds.
+    Works on any module; the copy shares the tensors it does not change. ``forward`` gives the same outputs; of
+    FasterViT, ``forward_features`` no longer applies the final BatchNorm, which the head holds.
     """
-    deployed = copy.deepcopy(model).eval()
+    tensors = (*model.parameters(), *model.buffers())
+    deployed = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).eval()
     changes = {rewrite.__name__: rewrite(deployed) for rewrite in REWRITES}
     return deployed, DeployReport(changes, _parameters(model), _parameters(deployed))
 
 
-def fold_batchnorm_into_convolutions(model: FasterViT) -> int:
+def fold_batchnorm_into_convolutions(model: nn.Module) -> int:
     """conv → BN becomes one convolution, in the stem and in every convolution block."""
     folded = 0
     for module in model.modules():
@@ -81,21 +83,23 @@ def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> int:
     return 1
 
 
-def fold_final_batchnorm_into_head(model: FasterViT) -> int:
+def fold_final_batchnorm_into_head(model: nn.Module) -> int:
     """BN → mean → linear becomes mean → linear: BN is affine per channel and commutes with the mean."""
-    norm, head = model.norm, model.head
-    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(head, nn.Linear):
+    if not isinstance(model, FasterViT) or not isinstance(model.norm, nn.BatchNorm2d):
         return 0
+    norm, head = model.norm, model.head
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
-    head.bias.copy_(head.bias + head.weight @ shift)
-    head.weight.copy_(head.weight * scale)
+    folded = nn.Linear(head.in_features, head.out_features, device="meta")
+    folded.weight = nn.Parameter(head.weight * scale)
+    folded.bias = nn.Parameter(head.bias + head.weight @ shift)
+    model.head = folded
     model.norm = nn.Identity()  # type: ignore[assignment]
     return 1
 
 
-def bake_position_tables(model: FasterViT) -> int:
+def bake_position_tables(model: nn.Module) -> int:
     """Every position MLP depends on its weights only: evaluate it once and keep the table."""
     baked = 0
     for parent in list(model.modules()):
@@ -106,7 +110,7 @@ def bake_position_tables(model: FasterViT) -> int:
     return baked
 
 
-REWRITES: tuple[Callable[[FasterViT], int], ...] = (
+REWRITES: tuple[Callable[[nn.Module], int], ...] = (
     fold_batchnorm_into_convolutions,
     fold_final_batchnorm_into_head,
     bake_position_tables,

@@ -23,7 +23,7 @@ _MOVES_ONLY = frozenset(
 
 
 class OnnxCpuSession:
-    """``session(images)``: float32 (B, 3, H, W) → float32 logits (B, classes), on ONNX Runtime's CPU provider.
+    """``session(images)``: float32 (B, 3, H, W) → the float32 outputs in order, on ONNX Runtime's CPU provider.
 
     Raises:
         FasterViTError: ONNX Runtime is not installed or refuses the graph.
@@ -48,8 +48,10 @@ class OnnxCpuSession:
             raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error
         self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run(None, {self._input: images})[0])
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(output) for output in self._session.run(None, {self._input: images}))
 
 
 def widened_bfloat16(model: ir.Model) -> ir.Model:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,14 +19,16 @@ from fastervit_trt.export.precision import TypedModel
 
 __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
 
-INPUT, OUTPUT = "images", "logits"
+INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
 
 # protobuf refuses messages of 2 GiB; past this the weights go into model.onnx.data beside the graph.
 _EXTERNAL_DATA_BYTES = 1_900_000_000
 
 
-def onnx_from_torch(model: TypedModel, resolution: tuple[int, int], in_chans: int, batch: BatchRange) -> ir.Model:
-    """Trace ``model`` through the dynamo exporter for images (batch, in_chans, H, W).
+def onnx_from_torch(
+    model: TypedModel, input_shape: tuple[int, int, int], batch: BatchRange, outputs: Sequence[str] = (OUTPUT,)
+) -> ir.Model:
+    """Trace ``model`` through the dynamo exporter for images (batch, *input_shape).
 
     Node names are ``stages.2.blocks.0.attn/MatMul_1``: the block as in the checkpoint (``levels`` reads ``stages``),
     the operator, a running number within the block.
@@ -35,7 +37,7 @@ def onnx_from_torch(model: TypedModel, resolution: tuple[int, int], in_chans: in
         FasterViTError: the exporter cannot express the model.
     """
     # 0 and 1 would be specialised by the tracer, so a dynamic batch is traced with 2.
-    example = torch.zeros(2 if batch.dynamic else batch.optimum, in_chans, *resolution)
+    example = torch.zeros(2 if batch.dynamic else batch.optimum, *input_shape)
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch.dynamic else None
     try:
         with _quiet_exporter():
@@ -45,7 +47,7 @@ def onnx_from_torch(model: TypedModel, resolution: tuple[int, int], in_chans: in
                 dynamo=True,
                 opset_version=model.precision.opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 dynamic_shapes=shapes,
                 verbose=False,
             )

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import DeployReport, deploy_form
-from fastervit_trt.export.onnx_graph import INPUT, OUTPUT, onnx_from_torch, save_onnx
+from fastervit_trt.export.onnx_graph import OUTPUT, onnx_from_torch, save_onnx
 from fastervit_trt.export.precision import Precision, TypedModel
-from fastervit_trt.export.verify import Verification, verify_onnx
-from fastervit_trt.models.fastervit import FasterViT
+from fastervit_trt.export.verify import Verification, expect, verify_onnx
+from fastervit_trt.models.fastervit import FasterViTBackbone, Trunk
 
 __all__ = ["ExportedGraph", "export_graph"]
 
@@ -27,45 +27,50 @@ class ExportedGraph:
     files: tuple[Path, ...]
     opset: int
     nodes: int
+    outputs: dict[str, list[int]]  # name → shape without the batch
     deploy: DeployReport
     verification: Verification
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {
-            "opset": self.opset,
-            "nodes": self.nodes,
-            "input": INPUT,
-            "output": OUTPUT,
-            "deploy": asdict(self.deploy),
-        }
+        return {"opset": self.opset, "nodes": self.nodes, "deploy": asdict(self.deploy)}
 
 
 def export_graph(
-    model: FasterViT,
+    load: Callable[[], Trunk],
     precision: Precision,
     batch: BatchRange,
     folder: Path,
     step: Step = lambda description: nullcontext(),
 ) -> ExportedGraph:
-    """Write ``folder/model.onnx`` for ``model`` (fp32, eval) in ``precision`` and verify the written file.
+    """Write ``folder/model.onnx`` in ``precision`` and verify the written file.
 
     Args:
+        load: makes the model (fp32, eval); called once, so that the model can be let go as soon as it is not needed:
+            with a billion parameters, the models and the running graph do not fit into memory together.
         step: wraps each long step, for progress.
 
     Raises:
         FasterViTError: export or verification failed; ``folder`` may then hold an unverified file.
     """
-    config = model.config
+    with step("loading the model"):
+        model = load()
+    shape = (model.config.in_chans, *model.config.resolution)
+    names = [f"stage{i}" for i in model.out_indices] if isinstance(model, FasterViTBackbone) else [OUTPUT]
     with step("deploy form"):
         deployed, report = deploy_form(model)
         typed = TypedModel(deployed, precision)
+    with step("reference outputs from PyTorch"):
+        expectation = expect(model, typed, batch, shape)
+    del model, deployed
     with step(f"tracing to ONNX, {precision.name}"):
-        graph = onnx_from_torch(typed, config.resolution, config.in_chans, batch)
+        graph = onnx_from_torch(typed, shape, batch, names)
+    del typed
+    with step("writing the graph"):
         nodes = len(graph.graph)
         files = save_onnx(graph, folder)
-        del graph
+    del graph
     with step("verifying with ONNX Runtime"):
-        shape = (config.in_chans, *config.resolution)
-        verification = verify_onnx(files[0], model, typed, batch, shape)
-    return ExportedGraph(tuple(files), precision.opset, nodes, report, verification)
+        verification = verify_onnx(files[0], expectation)
+    outputs = {name: list(o.shape[1:]) for name, o in zip(names, expectation.outputs[0], strict=True)}
+    return ExportedGraph(tuple(files), precision.opset, nodes, outputs, report, verification)

@@ -3,10 +3,10 @@
 The file is checked by ``onnx.checker`` and run by ONNX Runtime on several batches against the model as loaded (fp32,
 training form), so every rewrite and every rounding lies between the two. The tolerance is earned, not chosen:
 
-    |onnx - torch_fp32|  ≤  2 · max|torch_typed - torch_fp32|  +  budget floor
+    |onnx - torch_fp32|  ≤  2 · max|torch_typed - torch_fp32|  +  floor
 
-where torch_typed is PyTorch in the same precision and the floor is 1e-4 of the largest logit in fp32 (the parity goal)
-and one rounding of it in lower precisions.
+per output, where torch_typed is PyTorch in the same precision and the floor is 1e-4 of the largest value in fp32 (the
+parity goal) and one rounding of it in lower precisions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,33 @@ from torch import nn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import TypedModel
+from fastervit_trt.export.precision import Precision, TypedModel
 
-__all__ = ["Verification", "verification_batches", "verify_onnx"]
+__all__ = ["Expectation", "Verification", "expect", "verification_batches", "verify_onnx"]
 
 _FP32_FLOOR = 1e-4
-_CALIBRATION_IMAGES = 4  # images on which PyTorch's own error in the same precision is measured: slow on CPUs
+
+Outputs = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Inputs, what PyTorch fp32 makes of them, and PyTorch's own largest error per output in the graph's precision.
+
+    Holds no model, so that the models can be let go before the graph is run.
+    """
+
+    precision: Precision
+    kinds: tuple[str, ...]
+    images: tuple[np.ndarray, ...]
+    outputs: tuple[Outputs, ...]  # per batch
+    own_errors: tuple[float, ...]  # per output
+
+    def budgets(self) -> tuple[float, ...]:
+        """Largest error allowed, per output."""
+        floor = _FP32_FLOOR if self.precision.dtype is torch.float32 else self.precision.rounding
+        largest = (max(float(np.abs(o).max()) for o in same) for same in zip(*self.outputs, strict=True))
+        return tuple(2 * own + floor * most for own, most in zip(self.own_errors, largest, strict=True))
 
 
 @dataclass(frozen=True)
@@ -36,114 +57,125 @@ class Verification:
     """What was compared and where it differs most; ``share_of_budget`` ≤ 1 passes."""
 
     batches: tuple[int, ...]
-    compared_logits: int
+    compared_values: int
     worst_input: str
-    worst_image: int
-    worst_class: int
+    worst_output: str
+    worst_index: tuple[int, ...]
     worst_onnx: float
     worst_torch: float
-    max_abs_error: float
-    max_rel_error: float  # of the largest logit
+    abs_error: float
     budget: float
     share_of_budget: float
-    top1_agreement: float
+    top1_agreement: float | None  # of logits
     onnx_runtime: str
     emulated: bool  # bfloat16 ran as its float32 twin with exact rounding
 
     def __str__(self) -> str:
         return (
-            f"worst point: {self.worst_input} input, image {self.worst_image}, class {self.worst_class}: "
-            f"ONNX {self.worst_onnx:.6g}, PyTorch fp32 {self.worst_torch:.6g}, |error| {self.max_abs_error:.2e} "
+            f"worst point: {self.worst_output}{list(self.worst_index)} of {self.worst_input} images: "
+            f"ONNX {self.worst_onnx:.6g}, PyTorch fp32 {self.worst_torch:.6g}, |error| {self.abs_error:.2e} "
             f"({self.share_of_budget:.0%} of the budget {self.budget:.2e})"
         )
 
 
 @torch.inference_mode()
-def verify_onnx(
-    path: Path,
-    reference: nn.Module,
-    typed: TypedModel,
-    batch: BatchRange,
-    input_shape: tuple[int, int, int],
-) -> Verification:
-    """Check and run ``path`` against ``reference`` on several batches of images (B, *input_shape).
+def expect(
+    reference: nn.Module, typed: TypedModel, batch: BatchRange, input_shape: tuple[int, int, int]
+) -> Expectation:
+    """What the graph of ``typed`` is held to: outputs of ``reference`` (fp32, as loaded) on three kinds of images."""
+    kinds, images = zip(*verification_batches(batch, input_shape), strict=True)
+    expected = tuple(_run(reference, x) for x in images)
+    if typed.precision.dtype is torch.float32:
+        own = (0.0,) * len(expected[0])
+    else:
+        # one image of each kind: half precision is slow on CPUs
+        actual = [_run(typed, x[:1]) for x in images]
+        errors = [
+            [_largest_error(a, e[:1]) for a, e in zip(*pair, strict=True)]
+            for pair in zip(actual, expected, strict=True)
+        ]
+        own = tuple(max(column) for column in zip(*errors, strict=True))
+    return Expectation(typed.precision, kinds, images, expected, own)
+
+
+def verify_onnx(path: Path, expectation: Expectation) -> Verification:
+    """Check ``path`` and run it on the batches of ``expectation``.
 
     Raises:
-        FasterViTError: invalid graph, non-finite logits, or an error beyond the budget (with the worst point).
+        FasterViTError: invalid graph, non-finite outputs, or an error beyond the budget (with the worst point).
     """
-    precision = typed.precision
     _check_graph(path)
     session = OnnxCpuSession(path)
-    names, images, sizes = zip(*verification_batches(batch, input_shape), strict=True)
-    expected = [reference(torch.from_numpy(x)).numpy() for x in images]
-    actual = [session(x) for x in images]
-
-    stray = sum(int((~np.isfinite(a)).sum()) for a in actual)
+    actual = [session(x) for x in expectation.images]
+    stray = sum(int((~np.isfinite(o)).sum()) for outputs in actual for o in outputs)
+    name = expectation.precision.name
     if stray:
         raise FasterViTError(
-            f"verification failed: {stray} logits of the {precision.name} graph are not finite; activations leave the "
-            f"range of {precision.name}, export with --precision bf16 or fp32"
+            f"verification failed: {stray} outputs of the {name} graph are not finite; activations leave the range of "
+            f"{name}, export with --precision bf16 or fp32"
         )
-    floor = _FP32_FLOOR if precision.dtype is torch.float32 else precision.rounding
-    largest = max(float(np.abs(e).max()) for e in expected)
-    own_error = _own_error(typed, images, expected) if precision.dtype is not torch.float32 else 0.0
-    budget = 2 * own_error + floor * largest
-
-    errors = [np.abs(a - e) for a, e in zip(actual, expected, strict=True)]
-    worst = max(range(len(errors)), key=lambda i: float(errors[i].max()))
-    image, klass = np.unravel_index(errors[worst].argmax(), errors[worst].shape)
-    error = float(errors[worst].max())
-    agreement = [a.argmax(1) == e.argmax(1) for a, e in zip(actual, expected, strict=True)]
-    import onnxruntime
-
-    result = Verification(
-        batches=sizes,
-        compared_logits=sum(e.size for e in errors),
-        worst_input=names[worst],
-        worst_image=int(image),
-        worst_class=int(klass),
-        worst_onnx=float(actual[worst][image, klass]),
-        worst_torch=float(expected[worst][image, klass]),
-        max_abs_error=error,
-        max_rel_error=error / largest,
-        budget=budget,
-        share_of_budget=error / budget,
-        top1_agreement=float(np.concatenate(agreement).mean()),
-        onnx_runtime=onnxruntime.__version__,
-        emulated=session.emulated,
-    )
-    if error > budget:
-        raise FasterViTError(f"verification failed: the {precision.name} graph differs from PyTorch; {result}")
+    result = _compare(session, actual, expectation)
+    if result.share_of_budget > 1:
+        raise FasterViTError(f"verification failed: the {name} graph differs from PyTorch; {result}")
     return result
 
 
-def verification_batches(batch: BatchRange, input_shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, images, batch size): white noise, smooth images, and pixels at the ends of the normalised range."""
+def verification_batches(batch: BatchRange, input_shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray]]:
+    """(kind, images): white noise, smooth images, and pixels at the ends of the normalised range."""
     rng = np.random.default_rng(0)
     sizes = [s for s in (batch.minimum, batch.minimum + 1, batch.minimum + 2) if s in batch]
     if not batch.dynamic:
         sizes = [batch.optimum] * (3 if batch.optimum <= 16 else 2)
     channels, height, width = input_shape
     coarse_y, coarse_x = np.arange(height) * 8 // height, np.arange(width) * 8 // width
-    for name, size in zip(("noise", "smooth", "extreme"), sizes, strict=False):
-        if name == "smooth":
+    for kind, size in zip(("noise", "smooth", "extreme"), sizes, strict=False):
+        if kind == "smooth":
             coarse = rng.standard_normal((size, channels, 8, 8))
             images = coarse[:, :, coarse_y][:, :, :, coarse_x]
         else:
             images = rng.standard_normal((size, *input_shape))
-        if name == "extreme":
+        if kind == "extreme":
             images = np.where(images > 0, 2.64, -2.12)  # black and white under ImageNet's mean and deviation
-        yield name, np.ascontiguousarray(images, dtype=np.float32), size
+        yield kind, np.ascontiguousarray(images, dtype=np.float32)
 
 
-def _own_error(typed: TypedModel, images: tuple[np.ndarray, ...], expected: list[np.ndarray]) -> float:
-    """PyTorch's own largest error in this precision, over a few images of each kind."""
-    per_batch = max(1, _CALIBRATION_IMAGES // len(images))
-    errors = []
-    for x, reference in zip(images, expected, strict=True):
-        logits = typed(torch.from_numpy(x[:per_batch])).numpy()
-        errors.append(float(np.abs(logits - reference[:per_batch]).max()))
-    return max(errors)
+def _compare(session: OnnxCpuSession, actual: list[Outputs], expectation: Expectation) -> Verification:
+    import onnxruntime
+
+    budgets = expectation.budgets()
+    points = []
+    for kind, outputs, expected in zip(expectation.kinds, actual, expectation.outputs, strict=True):
+        for name, a, e, budget in zip(session.outputs, outputs, expected, budgets, strict=True):
+            error = np.abs(a - e)
+            index = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+            points.append((float(error[index]) / budget, kind, name, index, a, e, budget))
+    share, kind, name, index, a, e, budget = max(points, key=lambda point: point[0])
+    logits = [(outputs[0], expected[0]) for outputs, expected in zip(actual, expectation.outputs, strict=True)]
+    same = np.concatenate([x.argmax(1) == y.argmax(1) for x, y in logits]) if logits[0][0].ndim == 2 else None
+    return Verification(
+        batches=tuple(len(x) for x in expectation.images),
+        compared_values=sum(o.size for outputs in actual for o in outputs),
+        worst_input=kind,
+        worst_output=name,
+        worst_index=index,
+        worst_onnx=float(a[index]),
+        worst_torch=float(e[index]),
+        abs_error=abs(float(a[index]) - float(e[index])),
+        budget=budget,
+        share_of_budget=share,
+        top1_agreement=None if same is None else float(same.mean()),
+        onnx_runtime=onnxruntime.__version__,
+        emulated=session.emulated,
+    )
+
+
+def _run(model: nn.Module, images: np.ndarray) -> Outputs:
+    outputs = model(torch.from_numpy(images))
+    return tuple(o.numpy() for o in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
+
+
+def _largest_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max())
 
 
 def _check_graph(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint file in, a strictly loaded FasterViT out; and back to safetensors.
+"""A checkpoint file in, its state dict out; and back to safetensors.
 
 Formats: ``.safetensors``; ``.pth``, ``.pth.tar`` and other torch files (bare state dict, or under ``state_dict`` or
 ``model``, with or without a ``module.`` prefix). Torch files are pickles, so only weights are ever unpickled: plain
@@ -19,16 +19,14 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["load_state_dict", "read_checkpoint", "save_safetensors"]
+__all__ = ["StateDict", "read_checkpoint", "save_safetensors"]
 
 StateDict = dict[str, torch.Tensor]
 
 _CONTAINERS = ("state_dict", "model")
-_SHOWN = 3  # differing keys named in an error
 _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global)\W+([\w.]+)")
 
 
@@ -56,40 +54,15 @@ def read_checkpoint(path: Path) -> StateDict:
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
-def load_state_dict(model: nn.Module, state: StateDict, where: str) -> None:
-    """Copy ``state`` into ``model`` strictly: every key present, none left over, every shape equal.
-
-    Args:
-        where: what to call the source in an error, usually the file.
-
-    Raises:
-        FasterViTError: names the first differing keys with both shapes; a different class count is named as such.
-    """
-    own = model.state_dict()
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    if wrong and not missing and not unexpected and all(key.startswith("head.") for key in wrong):
-        classes = state["head.bias"].shape[0]
-        raise FasterViTError(
-            f"checkpoint '{where}' has {classes} classes, the model {own['head.bias'].shape[0]}; "
-            f"pass --num-classes {classes}"
-        )
-    problems = [f"{key} is {_shape(state[key])} in the file and {_shape(own[key])} in the model" for key in wrong]
-    problems += [f"{key} {_shape(own[key])} is missing from the file" for key in missing]
-    problems += [f"{key} {_shape(state[key])} is not in the model" for key in unexpected]
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise FasterViTError(
-            f"checkpoint '{where}' does not fit the model: {'; '.join(problems[:_SHOWN])}{more}; "
-            "choose the --model and --resolution it was trained as"
-        )
-    model.load_state_dict(state, strict=True)
-
-
 def save_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write ``state`` as safetensors; aliased entries (the tokenizer's two names) are stored under both."""
-    save_file({key: value.detach().cpu().clone().contiguous() for key, value in state.items()}, path)
+    stored: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        stored[key] = tensor.clone() if tensor.data_ptr() in seen else tensor  # the format refuses shared memory
+        seen.add(tensor.data_ptr())
+    save_file(stored, path)
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -126,7 +99,3 @@ def _corrupt(path: Path, error: Exception) -> FasterViTError:
     reason = str(error).strip().splitlines()
     detail = f" ({reason[0][:120]})" if reason else ""
     return FasterViTError(f"checkpoint '{path}' is corrupt or no checkpoint{detail}; download or save it again")
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return str(tuple(tensor.shape))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.geometry import CarrierOrder, StageGeometry, stage_resolutions
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FasterViTConfig", "Preprocessing", "Variant"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FasterViTConfig", "Preprocessing", "Variant", "with_resolution"]
+
+_MIN_RESOLUTION = 32  # the network's stride: below it the last map would stand for less than one pixel
+_MAX_RESOLUTION = 8192
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,6 +60,21 @@ class FasterViTConfig:
     def geometry(self, stage: int) -> StageGeometry:
         size = stage_resolutions(self.resolution)[stage]
         return StageGeometry(size, self.window_size[stage], self.ct_size, self.hat[stage])
+
+
+def with_resolution(config: FasterViTConfig, resolution: tuple[int, int]) -> FasterViTConfig:
+    """``config`` for images of ``resolution`` (H, W) pixels.
+
+    Raises:
+        FasterViTError: a side is smaller than the network's stride, or absurdly large.
+    """
+    height, width = (int(side) for side in resolution)
+    if min(height, width) < _MIN_RESOLUTION or max(height, width) > _MAX_RESOLUTION:
+        raise FasterViTError(
+            f"resolution {height}x{width} is impossible: both sides must lie in [{_MIN_RESOLUTION}, {_MAX_RESOLUTION}] "
+            f"pixels (the network's stride is {_MIN_RESOLUTION})"
+        )
+    return replace(config, resolution=(height, width))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ Legend, used by every file of this package:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch.nn import functional as F
+
+from fastervit_trt.errors import FasterViTError
 
 __all__ = [
     "CarrierOrder",
@@ -56,6 +59,15 @@ class StageGeometry:
     ct_size: int  # side of a window's carrier grid
     hat: bool  # whether the variant asks for hierarchical attention in this stage
 
+    def __post_init__(self) -> None:
+        if self.window < 1 or min(self.size) < 1:
+            raise FasterViTError(f"a window of {self.window} on a {self.size[0]}x{self.size[1]} map is impossible")
+        if self.hat and not 1 <= self.ct_size <= self.window:
+            raise FasterViTError(
+                f"a carrier grid of side {self.ct_size} does not fit a window of side {self.window}; "
+                f"choose ct_size from 1 to {self.window}"
+            )
+
     @property
     def padded(self) -> tuple[int, int]:
         """Map size rounded up to whole windows (zeros on the right and bottom)."""
@@ -83,6 +95,16 @@ class StageGeometry:
     def carriers(self) -> int:
         """Carrier tokens of one image."""
         return self.windows * self.carriers_per_window
+
+    @property
+    def square(self) -> bool:
+        """Whether the grid of windows, and so of carriers, is square."""
+        return self.grid[0] == self.grid[1]
+
+    @property
+    def carrier_side(self) -> int:
+        """Side of the largest square within the carriers: the grid that their position modules describe."""
+        return math.isqrt(self.carriers)
 
     @property
     def tokens(self) -> int:

@@ -9,12 +9,14 @@ Letters as in ``geometry``. Attribute names are the keys of the official checkpo
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.conv import DropPath
 from fastervit_trt.models.geometry import (
     CarrierOrder,
@@ -74,13 +76,12 @@ class TokenInitializer(nn.Module):
     def __init__(self, dim: int, geometry: StageGeometry) -> None:
         super().__init__()
         self.ct_size = geometry.ct_size
-        outputs = [n * geometry.ct_size for n in geometry.grid]
-        stride = [size // out for size, out in zip(geometry.padded, outputs, strict=True)]
-        kernel = [s - (o - 1) * t for s, o, t in zip(geometry.padded, outputs, stride, strict=True)]
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         # Official checkpoints store this convolution under both names.
-        pool = nn.AvgPool2d((kernel[0], kernel[1]), stride=(stride[0], stride[1]))
-        self.to_global_feature = nn.Sequential(OrderedDict(pos=self.pos_embed, pool=pool))
+        self.to_global_feature = nn.Sequential(OrderedDict(pos=self.pos_embed, pool=_carrier_pool(geometry)))
+
+    def retarget(self, geometry: StageGeometry) -> None:
+        self.to_global_feature.pool = _carrier_pool(geometry)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         ct_BCHW = self.to_global_feature(x_BCHW)
@@ -94,6 +95,14 @@ class HATBlock(nn.Module):
     Without carriers (one window, or a stage without HAT) it is plain window attention and the carrier argument is
     passed through. ``propagate`` (last block of a stage in FasterViT-3…6) adds each window's carriers, upsampled by
     nearest neighbour and scaled by γ₁, to its tokens.
+
+    Carriers visit raster order for their global attention and return to window order. The published code exchanges
+    height and width on the way back, which scrambles carriers between windows unless the grid of windows is square;
+    official weights were trained with it on non-square inputs, so ``carrier_order="reference"`` (default) keeps it bit
+    for bit. ``"corrected"`` returns every carrier to its own window: right for models trained here.
+
+    Raises:
+        FasterViTError: ``dim`` is no multiple of ``heads``.
     """
 
     def __init__(
@@ -113,8 +122,10 @@ class HATBlock(nn.Module):
         self.carrier_order = carrier_order
         self.propagate = propagate and geometry.has_carriers
         hidden = int(dim * mlp_ratio)
+        if dim % heads:
+            raise FasterViTError(f"{dim} channels cannot be split into {heads} heads; choose heads that divide them")
 
-        self.pos_embed = TokenPositionEmbedding(dim, geometry.window**2)
+        self.pos_embed = TokenPositionEmbedding(dim, geometry.window)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
         self.attn = WindowAttention(dim, heads, geometry.window, geometry.tokens)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
@@ -122,21 +133,43 @@ class HATBlock(nn.Module):
         self.gamma3 = _layer_scale(dim, layer_scale)
         self.gamma4 = _layer_scale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
-        if not geometry.has_carriers:
+        self.owns_carriers = geometry.has_carriers
+        if not self.owns_carriers:
             return
 
         # The carrier grid of a non-square map has no side; the reference then takes the largest square that fits
         # and pads the bias with zeros, and omits the position embedding.
-        square = geometry.grid[0] == geometry.grid[1]
         self.hat_norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.hat_attn = WindowAttention(dim, heads, math.isqrt(geometry.carriers), geometry.carriers)
+        self.hat_attn = WindowAttention(dim, heads, geometry.carrier_side, geometry.carriers)
         self.hat_norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.hat_mlp = Mlp(dim, hidden)
-        self.hat_pos_embed = TokenPositionEmbedding(dim, geometry.carriers) if square else None
+        self.hat_pos_embed = TokenPositionEmbedding(dim, geometry.carrier_side) if geometry.square else None
         self.gamma1 = _layer_scale(dim, layer_scale)
         self.gamma2 = _layer_scale(dim, layer_scale)
         self.upsample_index: torch.Tensor
         self.register_buffer("upsample_index", _nearest_index(geometry.ct_size, geometry.window), persistent=False)
+
+    def retarget(self, geometry: StageGeometry) -> None:
+        """Serve another map: position tables are made anew from their MLPs, parameters stay what they are.
+
+        Carriers that the new map does not need are left out of the computation, not out of the state dict.
+
+        Raises:
+            FasterViTError: the new map needs parameters that this block was built without.
+        """
+        if geometry.has_carriers and not self.owns_carriers:
+            raise _needs_rebuild("carrier tokens", self.geometry, geometry)
+        if geometry.has_carriers and geometry.square and self.hat_pos_embed is None:
+            raise _needs_rebuild("a carrier position embedding", self.geometry, geometry)
+        self.geometry = geometry
+        self.pos_embed.resize(geometry.window, geometry.window**2)
+        self.attn.pos_emb_funct.resize(geometry.window, geometry.tokens)
+        if geometry.has_carriers:
+            self.hat_attn.pos_emb_funct.resize(geometry.carrier_side, geometry.carriers)
+            if self.hat_pos_embed is not None and geometry.square:
+                self.hat_pos_embed.resize(geometry.carrier_side, geometry.carriers)
+        if self.owns_carriers:
+            self.upsample_index = _nearest_index(geometry.ct_size, geometry.window).to(self.upsample_index.device)
 
     def forward(self, tok_WnTC: torch.Tensor, ct_BGC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         tok = tok_WnTC + self.pos_embed()
@@ -154,7 +187,7 @@ class HATBlock(nn.Module):
     def _carrier_attention(self, ct_BGC: torch.Tensor) -> torch.Tensor:
         geometry = self.geometry
         ct = carriers_to_raster(ct_BGC, geometry.ct_size, geometry.grid)
-        if self.hat_pos_embed is not None:
+        if self.hat_pos_embed is not None and geometry.square:
             ct = ct + self.hat_pos_embed()
         ct = ct + self.drop_path(_scaled(self.hat_attn(self.hat_norm1(ct)), self.gamma1))
         ct = ct + self.drop_path(_scaled(self.hat_mlp(self.hat_norm2(ct)), self.gamma2))
@@ -206,15 +239,83 @@ class HATStage(nn.Module):
         self.downsample = downsample
         self.global_tokenizer = TokenInitializer(dim, geometry) if geometry.has_carriers else None
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def on_map(
+        cls,
+        dim: int,
+        depth: int,
+        heads: int,
+        size: tuple[int, int],
+        *,
+        window: int = 7,
+        ct_size: int = 2,
+        **options: Any,
+    ) -> HATStage:
+        """A stage to put into a network of one's own, on maps (B, dim, H, W) with H, W = ``size``.
+
+        Args:
+            window: side of a window in tokens; maps that are no multiple of it are padded.
+            ct_size: side of a window's carrier grid.
+            **options: as for the constructor. Carriers return to their own windows (``carrier_order="corrected"``)
+                unless told otherwise, as there are no published weights to be compatible with.
+
+        Raises:
+            FasterViTError: window larger than the map, carrier grid larger than the window, heads that do not fit.
+        """
+        if window > min(size):
+            raise FasterViTError(f"window {window} exceeds the {size[0]}x{size[1]} map; choose at most {min(size)}")
+        geometry = StageGeometry(size, window, ct_size, hat=True)
+        return cls(dim, depth, heads, geometry, **{"carrier_order": "corrected", **options})
+
+    def set_resolution(self, size: tuple[int, int]) -> None:
+        """Serve maps of another size (H, W), see :meth:`HATBlock.retarget`.
+
+        Raises:
+            FasterViTError: the new size needs parameters that this stage was built without.
+        """
+        self.retarget(replace(self.geometry, size=size))
+
+    def retarget(self, geometry: StageGeometry) -> None:
+        for block in self.blocks:
+            assert isinstance(block, HATBlock)
+            block.retarget(geometry)
+        if self.global_tokenizer is not None and geometry.has_carriers:
+            self.global_tokenizer.retarget(geometry)
+        self.geometry = geometry
+
+    def forward(self, x_BCHW: torch.Tensor, *, downsample: bool = True) -> torch.Tensor:
+        """(B, C, H, W) → the same shape, or what the stage's downsample makes of it where there is one.
+
+        Raises:
+            FasterViTError: a map of another size than the stage serves.
+        """
         geometry = self.geometry
+        if tuple(x_BCHW.shape[2:]) != geometry.size:
+            raise FasterViTError(
+                f"this HAT stage serves {geometry.size[0]}x{geometry.size[1]} maps, not "
+                f"{x_BCHW.shape[2]}x{x_BCHW.shape[3]}; call set_resolution first"
+            )
         x = geometry.pad(x_BCHW)
-        ct = self.global_tokenizer(x) if self.global_tokenizer is not None else None
+        ct = self.global_tokenizer(x) if self.global_tokenizer is not None and geometry.has_carriers else None
         tok = window_partition(x, geometry.window)
         for block in self.blocks:
             tok, ct = block(tok, ct)
         x = geometry.crop(window_reverse(tok, geometry.window, geometry.grid))
-        return self.downsample(x) if self.downsample is not None else x
+        return self.downsample(x) if downsample and self.downsample is not None else x
+
+
+def _carrier_pool(geometry: StageGeometry) -> nn.AvgPool2d:
+    outputs = [n * geometry.ct_size for n in geometry.grid]
+    stride = [size // out for size, out in zip(geometry.padded, outputs, strict=True)]
+    kernel = [s - (o - 1) * t for s, o, t in zip(geometry.padded, outputs, stride, strict=True)]
+    return nn.AvgPool2d((kernel[0], kernel[1]), stride=(stride[0], stride[1]))
+
+
+def _needs_rebuild(what: str, old: StageGeometry, new: StageGeometry) -> FasterViTError:
+    return FasterViTError(
+        f"a {new.size[0]}x{new.size[1]} map needs {what}, which this model was built without (for "
+        f"{old.size[0]}x{old.size[1]}); create it at the new resolution and load its checkpoint there"
+    )
 
 
 def _layer_scale(dim: int, init: float | None) -> nn.Parameter | None:

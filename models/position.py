@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastervit_trt.errors import FasterViTError
+
 __all__ = ["AttentionPositionBias", "PositionModule", "TokenPositionEmbedding"]
 
 _HIDDEN = 512  # width of every position MLP in the published models
@@ -30,38 +32,70 @@ def _grid(ys: torch.Tensor, xs: torch.Tensor) -> torch.Tensor:
 class PositionModule(nn.Module, ABC):
     """A module whose ``forward()`` takes nothing and yields a position table.
 
-    ``relative_bias`` holds the table as the checkpoint stored it: the official "deploy" buffer. It is loaded and
-    kept for compatibility; the table itself always comes from the MLP, so a fresh model is never silently biasless.
+    The table comes from the MLP, so a fresh model is never silently without bias. ``relative_bias`` is the table as a
+    checkpoint stored it (the published "deploy" buffer): kept for compatibility, and used only when the checkpoint
+    dropped the MLP (:meth:`keep_stored_table`).
     """
 
     relative_bias: torch.Tensor
-    cpb_mlp: nn.Sequential
+    cpb_mlp: nn.Sequential | None
+
+    def forward(self) -> torch.Tensor:
+        return self.relative_bias if self.cpb_mlp is None else self.table(self.cpb_mlp)
 
     @abstractmethod
-    def forward(self) -> torch.Tensor: ...
+    def table(self, mlp: nn.Sequential) -> torch.Tensor:
+        """The table ``mlp`` yields for this module's token grid."""
 
-    @property
-    def _first(self) -> nn.Linear:
-        layer = self.cpb_mlp[0]
-        assert isinstance(layer, nn.Linear)
-        return layer
+    @abstractmethod
+    def resize(self, side: int, tokens: int) -> None:
+        """Make this module's buffers anew for a ``side`` x ``side`` grid within ``tokens`` tokens.
+
+        Raises:
+            FasterViTError: the grid changes and the MLP that could describe it is gone.
+        """
+
+    def keep_stored_table(self) -> None:
+        """Drop the MLP and use ``relative_bias`` from now on, as checkpoints saved in deploy form require."""
+        self.cpb_mlp = None
+
+    def refresh_stored_table(self) -> None:
+        """Write the current table into ``relative_bias``, for readers that use the buffer."""
+        with torch.no_grad():
+            self.relative_bias = self()
+
+    def _check_resizable(self) -> None:
+        if self.cpb_mlp is None:
+            raise FasterViTError(
+                "this model's position MLPs were dropped when its checkpoint was saved in deploy form, so its tables "
+                "fit only the resolution it was saved at; load the full checkpoint"
+            )
 
 
 class TokenPositionEmbedding(PositionModule):
     """Absolute embedding of a square token grid: table (1, tokens, C). Official ``PosEmbMLPSwinv1D``."""
 
-    def __init__(self, dim: int, tokens: int) -> None:
+    def __init__(self, dim: int, side: int) -> None:
         super().__init__()
-        self.side = math.isqrt(tokens)
         self.cpb_mlp = _position_mlp(dim)
-        self.register_buffer("relative_bias", torch.zeros(1, tokens, dim))
+        self.dim = dim
+        self.side = side
+        self.register_buffer("relative_bias", torch.zeros(1, side * side, dim))
 
-    def forward(self) -> torch.Tensor:
-        weight = self._first.weight
+    def resize(self, side: int, tokens: int) -> None:
+        assert tokens == side * side
+        if side != self.side:
+            self._check_resizable()
+        if self.cpb_mlp is not None:
+            self.side = side
+            self.relative_bias = self.relative_bias.new_zeros(1, tokens, self.dim)
+
+    def table(self, mlp: nn.Sequential) -> torch.Tensor:
+        weight = _first_weight(mlp)
         half = max(self.side // 2, 1)  # a 1x1 grid has only the origin; the reference divides by zero there
         axis = (torch.arange(self.side, device=weight.device, dtype=torch.float32) - self.side // 2) / half
         coords_N2 = _grid(axis, axis).reshape(-1, 2).to(weight.dtype)
-        return self.cpb_mlp(coords_N2).unsqueeze(0)  # 1, N, C
+        return mlp(coords_N2).unsqueeze(0)  # 1, N, C
 
 
 class AttentionPositionBias(PositionModule):
@@ -77,24 +111,43 @@ class AttentionPositionBias(PositionModule):
     def __init__(self, side: int, heads: int, tokens: int) -> None:
         super().__init__()
         self.heads = heads
-        self.extra = tokens - side * side
         self.cpb_mlp = _position_mlp(heads)
-        offsets = torch.arange(-(side - 1), side, dtype=torch.float32) / max(side - 1, 1) * 8
-        offsets = torch.sign(offsets) * torch.log2(offsets.abs() + 1) / math.log2(8)
-        self.register_buffer("relative_coords_table", _grid(offsets, offsets).unsqueeze(0))  # 1, 2s-1, 2s-1, 2
-        self.register_buffer("relative_position_index", _relative_index(side))  # s², s²
-        self.register_buffer("relative_bias", torch.zeros(1, heads, tokens, tokens))
+        for name in ("relative_coords_table", "relative_position_index", "relative_bias"):
+            self.register_buffer(name, torch.empty(0))
+        self._make_buffers(side, tokens)
 
-    def forward(self) -> torch.Tensor:
+    def resize(self, side: int, tokens: int) -> None:
+        if self.cpb_mlp is None and tokens != self.relative_bias.shape[-1]:
+            self._check_resizable()
+        if self.cpb_mlp is not None:
+            self._make_buffers(side, tokens)
+
+    def table(self, mlp: nn.Sequential) -> torch.Tensor:
         index = self.relative_position_index
-        table = self.cpb_mlp(self.relative_coords_table.to(self._first.weight.dtype)).reshape(-1, self.heads)
+        table = mlp(self.relative_coords_table.to(_first_weight(mlp).dtype)).reshape(-1, self.heads)
         bias = table[index.reshape(-1)].reshape(*index.shape, self.heads).permute(2, 0, 1)
         bias = 16 * torch.sigmoid(bias)
         return F.pad(bias, (self.extra, 0, self.extra, 0)).unsqueeze(0)  # 1, h, N, N
 
+    def _make_buffers(self, side: int, tokens: int) -> None:
+        device = self.relative_bias.device
+        self.extra = tokens - side * side
+        offsets = torch.arange(-(side - 1), side, device=device, dtype=torch.float32) / max(side - 1, 1) * 8
+        offsets = torch.sign(offsets) * torch.log2(offsets.abs() + 1) / math.log2(8)
+        self.relative_coords_table = _grid(offsets, offsets).unsqueeze(0)  # 1, 2s-1, 2s-1, 2
+        self.relative_position_index = _relative_index(side, device)  # s², s²
+        self.relative_bias = torch.zeros(1, self.heads, tokens, tokens, device=device)
 
-def _relative_index(side: int) -> torch.Tensor:
+
+def _first_weight(mlp: nn.Sequential) -> torch.Tensor:
+    layer = mlp[0]
+    assert isinstance(layer, nn.Linear)
+    return layer.weight
+
+
+def _relative_index(side: int, device: torch.device) -> torch.Tensor:
     """Row-major index into the (2s-1)² offset table for every (query, key) pair of an s x s window."""
-    positions = _grid(torch.arange(side), torch.arange(side)).reshape(-1, 2)
+    axis = torch.arange(side, device=device)
+    positions = _grid(axis, axis).reshape(-1, 2)
     offset = positions[:, None] - positions[None, :] + (side - 1)  # s², s², 2
     return offset[..., 0] * (2 * side - 1) + offset[..., 1]

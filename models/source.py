@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,14 @@ import torch
 
 from fastervit_trt.artifacts import sha256_file
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.models.checkpoint import load_state_dict, read_checkpoint
-from fastervit_trt.models.config import FasterViTConfig
+from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
 from fastervit_trt.models.digits.data import DIGITS_FOLDER
-from fastervit_trt.models.factory import get_variant
-from fastervit_trt.models.fastervit import FasterViT
+from fastervit_trt.models.factory import ModelSpec, get_variant
+from fastervit_trt.models.fastervit import FasterViT, FasterViTBackbone, Trunk
+from fastervit_trt.models.loading import load_state_dict
+from fastervit_trt.models.position import PositionModule
 
-__all__ = ["WeightSource", "model_from_source", "shipped_source"]
+__all__ = ["WeightSource", "build_model", "resolve_source", "save_model", "shipped_source"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class WeightSource:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> WeightSource:
-        return cls(**record)
+        return cls(**{f.name: record[f.name] for f in fields(cls) if f.name in record})
 
     def record(self) -> dict[str, Any]:
         """For a manifest: only what applies."""
@@ -62,23 +63,61 @@ def shipped_source(name: str) -> WeightSource:
     return WeightSource("shipped", path=file)
 
 
-def model_from_source(config: FasterViTConfig, source: WeightSource) -> tuple[FasterViT, WeightSource]:
-    """A model in eval mode with the weights of ``source``, and the source with its hash filled in.
+def resolve_source(source: WeightSource) -> WeightSource:
+    """``source`` with its file at hand and hashed.
 
     Raises:
-        FasterViTError: the file is missing, unreadable or does not fit, or no longer has the recorded hash.
+        FasterViTError: the file is missing, or no longer has the recorded hash.
     """
+    if source.kind == "random":
+        return source
+    path = _file(source)
+    if not path.is_file():
+        raise FasterViTError(
+            f"checkpoint '{path}' does not exist; pass the path of a .pth.tar, .pth or .safetensors file"
+        )
+    digest = sha256_file(path)
+    if source.sha256 not in (None, digest):
+        raise FasterViTError(f"checkpoint '{path}' has changed since it was exported; export it again")
+    return replace(source, sha256=digest)
+
+
+def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk, list[str]]:
+    """The model of ``spec`` in eval mode with the weights of ``source``, and the differences tolerated in loading them.
+
+    Weights of a file are not copied: the model keeps the tensors that were read, which for torch zip files are mapped
+    from the file, so that a 16 GB file with optimizer state never is in memory.
+
+    Raises:
+        FasterViTError: an impossible spec, or a file that is unreadable or does not fit.
+    """
+    config = spec.config()
+
+    def construct() -> Trunk:
+        return FasterViT(config) if spec.out_indices is None else FasterViTBackbone(config, spec.out_indices)
+
     if source.kind == "random":
         assert source.seed is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed)
-            return FasterViT(config).eval(), source
+            return construct().eval(), []
+    path = _file(source)
+    with torch.device("meta"):
+        model = construct()
+    model.to_empty(device="cpu")
+    model.reset_derived_buffers()
+    tolerated = load_state_dict(model, read_checkpoint(path), where=path.name, assign=True)
+    return model.eval(), tolerated
+
+
+def save_model(model: Trunk, path: Path) -> None:
+    """Write ``model`` as safetensors with its position tables filled in, as readers of the deploy buffers expect."""
+    for module in model.modules():
+        if isinstance(module, PositionModule):
+            module.refresh_stored_table()
+    save_safetensors(model.state_dict(), path)
+
+
+def _file(source: WeightSource) -> Path:
     assert source.path is not None
-    path = DIGITS_FOLDER / "weights" / source.path if source.kind == "shipped" else Path(source.path)
-    state = read_checkpoint(path)
-    digest = sha256_file(path)
-    if source.sha256 not in (None, digest):
-        raise FasterViTError(f"checkpoint '{path}' has changed since it was exported; export it again")
-    model = FasterViT(config)
-    load_state_dict(model, state, where=path.name)
-    return model.eval(), WeightSource(source.kind, path=source.path, sha256=digest)
+    return DIGITS_FOLDER / "weights" / source.path if source.kind == "shipped" else Path(source.path)

@@ -35,6 +35,18 @@ _IMAGENET = {
     "faster_vit_4_21k_768": replace(_LARGE_21K, resolution=(768, 768), window_size=(7, 7, 48, 24)),
 }
 
+# Any resolution: the same networks with their own default size, which is only where they start: every size works.
+# The published checkpoints are those of the twins.
+_ANY_RES_SIZE = (576, 960)
+_ANY_RES = {
+    f"{name}_any_res" if "21k" in name else name.replace("_224", "_any_res"): replace(
+        config,
+        resolution=(541, 960) if name == "faster_vit_2_224" else _ANY_RES_SIZE,
+        drop_path_rate=0.3 if "21k" in name else config.drop_path_rate,
+    )
+    for name, config in _IMAGENET.items()
+}
+
 # As published: crop fraction 1, centre crop, but for these.
 _PREPROCESSING = {
     "faster_vit_0_224": Preprocessing(crop_pct=0.875),
@@ -43,6 +55,12 @@ _PREPROCESSING = {
     "faster_vit_4_21k_512": Preprocessing(crop_mode="squash"),
     "faster_vit_4_21k_768": Preprocessing(crop_pct=0.93, crop_mode="squash"),
 }
+
+
+def _preprocessing(name: str) -> Preprocessing:
+    twin = name.removesuffix("_any_res") if "21k" in name else name.replace("_any_res", "_224")
+    return _PREPROCESSING.get(twin, Preprocessing())
+
 
 # Small models trained on scikit-learn's handwritten digits (models/digits), with the attention geometry of the real
 # ones at 224: in stage 2 four windows of 49 tokens with 4 carriers each, in stage 3 one window; position MLPs.
@@ -56,7 +74,7 @@ _DIGITS = {
 }
 
 VARIANTS: dict[str, Variant] = {
-    **{name: Variant(config, _PREPROCESSING.get(name, Preprocessing())) for name, config in _IMAGENET.items()},
+    **{name: Variant(config, _preprocessing(name)) for name, config in {**_IMAGENET, **_ANY_RES}.items()},
     **{
         name: Variant(
             config, Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), shipped_weights=f"{name}.safetensors"

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["MANIFEST_NAME", "Manifest", "file_entry", "new_folder", "sha256_file"]
+__all__ = ["MANIFEST_NAME", "Manifest", "file_entry", "new_file", "new_folder", "sha256_file"]
 
 MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
@@ -27,12 +27,13 @@ class Manifest:
     """Everything an export folder claims about itself; ``files`` lets every claim be checked."""
 
     model: str
+    spec: dict[str, Any]  # the model as asked for: name and what differs from it
     num_classes: int
     resolution: tuple[int, int]
     precision: str
     batch: str  # "8" or "1:8:32"
     input: dict[str, Any]
-    output: dict[str, Any]
+    outputs: list[dict[str, Any]]
     preprocessing: dict[str, Any]
     weights: dict[str, Any]  # where they came from: kind, file name, sha256 or seed
     graph: dict[str, Any]  # opset, nodes, deploy rewrites
@@ -133,6 +134,31 @@ def new_folder(output: Path, *, overwrite: bool = False, marker: str = MANIFEST_
             temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path`` that becomes ``path`` when the block succeeds and vanishes when it fails.
+
+    Raises:
+        FasterViTError: ``path`` exists (without ``overwrite``), or its folder cannot be written to.
+    """
+    path = path.absolute()
+    if path.exists() and not (overwrite and path.is_file()):
+        raise FasterViTError(f"'{path}' already exists; choose another name or pass --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise FasterViTError(f"cannot write '{path}' ({error.strerror}); choose a writable place") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fastervit_trt.artifacts import Manifest, file_entry, new_folder
+from fastervit_trt.artifacts import Manifest, file_entry, new_file, new_folder
 from fastervit_trt.console import progress_bar, step
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.onnx_graph import INPUT, OUTPUT
+from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_precision
 from fastervit_trt.host import versions
 from fastervit_trt.models.config import FasterViTConfig
-from fastervit_trt.models.factory import get_variant, resolve_config
-from fastervit_trt.models.source import WeightSource, model_from_source
+from fastervit_trt.models.factory import ModelSpec, get_variant
+from fastervit_trt.models.fastervit import Trunk
+from fastervit_trt.models.source import WeightSource, build_model, resolve_source, save_model
 
 __all__ = ["ExportRequest", "export_model"]
 
@@ -30,14 +32,13 @@ _NVIDIA_NOTICE = (
 class ExportRequest:
     """One export, as asked for on the command line."""
 
-    model: str
+    model: ModelSpec
     weights: WeightSource
     precision: str
     batch: BatchRange
     targets: tuple[RtxTarget, ...]
     output: Path
-    resolution: tuple[int, int] | None = None
-    num_classes: int | None = None
+    save_checkpoint: Path | None = None  # write the weights as loaded to this .safetensors file, too
     overwrite: bool = False
 
 
@@ -50,25 +51,36 @@ def export_model(request: ExportRequest) -> Manifest:
     precision = get_precision(request.precision)
     for target in request.targets:
         target.check_precision(precision.name)
-    overrides = {} if request.num_classes is None else {"num_classes": request.num_classes}
-    config = resolve_config(request.model, request.resolution, **overrides)
+    spec, config = request.model, request.model.config()
     skipped = rtx_unavailable_reason() if request.targets else "not asked for (--compute-capability none)"
-    with new_folder(request.output, overwrite=request.overwrite) as folder:
-        with step(f"loading {request.model}"):
-            model, weights = model_from_source(config, request.weights)
-        graph = export_graph(model, precision, request.batch, folder, step)
-        del model
+    tolerated: list[str] = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(request.output, overwrite=request.overwrite))
+        saved = request.save_checkpoint and stack.enter_context(
+            new_file(request.save_checkpoint, overwrite=request.overwrite)
+        )
+        weights = resolve_source(request.weights)
+
+        def load() -> Trunk:
+            model, notes = build_model(spec, weights)
+            tolerated.extend(notes)
+            if saved:
+                save_model(model, saved)
+            return model
+
+        graph = export_graph(load, precision, request.batch, folder, step)
         engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
         manifest = Manifest(
-            model=request.model,
+            model=spec.name,
+            spec=spec.record(),
             num_classes=config.num_classes,
             resolution=config.resolution,
             precision=precision.name,
             batch=str(request.batch),
             input={"name": INPUT, "dtype": "float32", "shape": ["batch", config.in_chans, *config.resolution]},
-            output={"name": OUTPUT, "dtype": "float32", "shape": ["batch", config.num_classes]},
-            preprocessing=asdict(get_variant(request.model).preprocessing),
-            weights=weights.record(),
+            outputs=[{"name": n, "dtype": "float32", "shape": ["batch", *s]} for n, s in graph.outputs.items()],
+            preprocessing=asdict(get_variant(spec.name).preprocessing),
+            weights={**weights.record(), "tolerated": tolerated},
             graph=graph.facts(),
             verification=asdict(graph.verification),
             engines=[_engine_record(engine) for engine in engines],
@@ -76,7 +88,7 @@ def export_model(request: ExportRequest) -> Manifest:
             files={path.name: file_entry(path) for path in (*graph.files, *(e.path for e in engines))},
             versions=versions(),
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            notices=[_NVIDIA_NOTICE] if weights.kind == "checkpoint" else [],
+            notices=[_NVIDIA_NOTICE] if weights.kind in ("checkpoint", "official") else [],
         )
         manifest.write(folder)
     return manifest

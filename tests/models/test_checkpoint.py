@@ -11,7 +11,8 @@ import torch
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models import FasterViT, create_model
-from fastervit_trt.models.checkpoint import load_state_dict, read_checkpoint, save_safetensors
+from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
+from fastervit_trt.models.loading import load_state_dict
 
 State = dict[str, torch.Tensor]
 
@@ -105,31 +106,6 @@ def test_missing_file_and_empty_content(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(FasterViTError, match="holds no state dict"):
         read_checkpoint(tmp_path / "empty.pth")
-
-
-def test_wrong_shapes_name_the_first_keys_and_both_shapes() -> None:
-    state = create_model("faster_vit_digits_m").state_dict()
-    with pytest.raises(FasterViTError) as caught:
-        load_state_dict(create_model("faster_vit_digits_s"), state, "m.pth")
-    message = str(caught.value)
-    assert "patch_embed.conv_down.0.weight is (8, 3, 3, 3) in the file and (4, 3, 3, 3) in the model" in message
-    assert message.count(" in the file and ") == 3
-    assert "more; choose the --model" in message
-
-
-def test_missing_and_unexpected_keys_are_told_apart(model: FasterViT) -> None:
-    state = dict(model.state_dict())
-    state["extra.weight"] = state.pop("norm.weight")
-    with pytest.raises(
-        FasterViTError, match=r"norm.weight \(32,\) is missing from the file; extra.weight \(32,\) is not"
-    ):
-        load_state_dict(create_model("faster_vit_digits_s"), state, "file")
-
-
-def test_another_class_count_asks_for_num_classes() -> None:
-    state = create_model("faster_vit_digits_s", num_classes=37).state_dict()
-    with pytest.raises(FasterViTError, match=r"has 37 classes, the model 10; pass --num-classes 37$"):
-        load_state_dict(create_model("faster_vit_digits_s"), state, "file")
 
 
 def assert_loads_as(model: FasterViT, path: Path) -> None:

@@ -11,15 +11,16 @@ import torch
 from fastervit_trt.models import get_variant, list_models
 from fastervit_trt.models.digits.data import DIGITS_FOLDER, load_digits_split
 from fastervit_trt.models.digits.train import Recipe, train
+from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.preprocessing import preprocess_image
-from fastervit_trt.models.source import model_from_source, shipped_source
+from fastervit_trt.models.source import build_model, shipped_source
 
 SHIPPED = [name for name in list_models() if get_variant(name).shipped_weights]
 
 
 def held_out_accuracy(name: str) -> float:
     variant = get_variant(name)
-    model, _ = model_from_source(variant.config, shipped_source(name))
+    model, _ = build_model(ModelSpec(name), shipped_source(name))
     images, labels = load_digits_split("held_out")
     pixels = np.stack([preprocess_image(i, variant.preprocessing, variant.config.resolution) for i in images])
     with torch.inference_mode():

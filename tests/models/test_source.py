@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.models import get_variant
-from fastervit_trt.models.checkpoint import save_safetensors
+from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
+from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import FasterViT
-from fastervit_trt.models.source import WeightSource, model_from_source, shipped_source
+from fastervit_trt.models.source import WeightSource, build_model, resolve_source, save_model, shipped_source
 
-CONFIG = get_variant("faster_vit_digits_s").config
+SPEC = ModelSpec("faster_vit_digits_s")
 
 
 def weights(source: WeightSource) -> torch.Tensor:
-    model, _ = model_from_source(CONFIG, source)
+    model, _ = build_model(SPEC, resolve_source(source))
     assert not model.training
     return torch.cat([p.flatten() for p in model.parameters()])
 
@@ -34,11 +34,10 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 def test_a_checkpoint_is_found_again_by_its_record_and_a_changed_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    save_safetensors(FasterViT(CONFIG).state_dict(), path)
-    _, source = model_from_source(CONFIG, WeightSource.checkpoint(path))
-    again = WeightSource.from_record(source.record())
+    save_safetensors(FasterViT(SPEC.config()).state_dict(), path)
+    again = WeightSource.from_record(resolve_source(WeightSource.checkpoint(path)).record())
     weights(again)
-    save_safetensors(FasterViT(CONFIG).state_dict(), path)
+    save_safetensors(FasterViT(SPEC.config()).state_dict(), path)
     with pytest.raises(FasterViTError, match="has changed since it was exported"):
         weights(again)
 
@@ -50,3 +49,34 @@ def test_only_digits_models_ship() -> None:
     }
     with pytest.raises(FasterViTError, match="no weights ship for faster_vit_0_224"):
         shipped_source("faster_vit_0_224")
+
+
+def test_a_model_keeps_the_tensors_of_its_file_and_computes_like_a_copied_one(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    original = FasterViT(SPEC.config()).eval()
+    torch.save({"state_dict": original.state_dict(), "optimizer": {"state": {}}}, path)
+    model, tolerated = build_model(SPEC, WeightSource.checkpoint(path))
+    assert tolerated == []
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(model(x), original(x))
+    buffers = dict(model.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in original.named_buffers())
+    assert not any(p.is_meta for p in model.parameters())
+
+
+def test_half_precision_files_are_computed_in_fp32(tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    save_safetensors(FasterViT(SPEC.config()).half().state_dict(), path)
+    model, _ = build_model(SPEC, WeightSource.checkpoint(path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_saved_models_carry_their_position_tables(tmp_path: Path) -> None:
+    model, _ = build_model(SPEC, WeightSource.random(0))
+    assert not model.state_dict()["levels.3.blocks.0.attn.pos_emb_funct.relative_bias"].any()
+    save_model(model, tmp_path / "saved.safetensors")
+    saved = read_checkpoint(tmp_path / "saved.safetensors")
+    tables = [key for key in saved if key.endswith("relative_bias")]
+    assert len(tables) == 6
+    assert all(saved[key].any() for key in tables)

@@ -22,7 +22,7 @@ from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.host import usable_cpus
-from fastervit_trt.models.factory import get_variant, list_models
+from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
 from fastervit_trt.models.source import shipped_source
 from fastervit_trt.workflow import ExportRequest, export_model
 
@@ -65,7 +65,7 @@ def _export(name: str, precision: str, folder: Path) -> None:
     console.rule(f"{name} {precision}")
     start = time.perf_counter()
     request = ExportRequest(
-        model=name,
+        model=ModelSpec(name),
         weights=shipped_source(name),
         precision=precision,
         batch=BatchRange.parse("1:8:32"),

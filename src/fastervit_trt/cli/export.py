@@ -16,6 +16,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
+from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, shipped_source
 from fastervit_trt.workflow import ExportRequest, export_model
 
@@ -32,25 +33,48 @@ def export_command(
     random_init: Annotated[bool, typer.Option("--random-init", help="Random weights (seed 0), to try a path.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
     resolution: Annotated[str | None, typer.Option(help="H or HxW in pixels; the model's own by default.")] = None,
+    window_size: Annotated[
+        str | None, typer.Option(help="Windows of the four stages, e.g. 7,7,12,6, where not the model's own.")
+    ] = None,
+    ct_size: Annotated[int | None, typer.Option(help="Side of a window's carrier grid, where not 2.")] = None,
+    carrier_order: Annotated[
+        str | None, typer.Option(help="reference (as published, default) or corrected; matters on non-square inputs.")
+    ] = None,
+    features_only: Annotated[
+        bool, typer.Option("--features-only", help="The backbone: feature maps of the stages instead of logits.")
+    ] = False,
+    out_indices: Annotated[str, typer.Option(help="Stages whose maps the backbone yields.")] = "0,1,2,3",
     batch: Annotated[str, typer.Option(help="N (static) or MIN:OPT:MAX (dynamic).")] = "1:8:32",
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head, where not the model's own.")] = None,
     compute_capability: Annotated[
         str, typer.Option(help="TensorRT-RTX engines to build, comma-separated (8.6,8.9,12.0), or none.")
     ] = "8.9",
     output: Annotated[Path | None, typer.Option(help="Folder to write; MODEL-PRECISION by default.")] = None,
+    save_checkpoint: Annotated[
+        Path | None, typer.Option(help="Write the weights as loaded to this .safetensors file, too.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Export a FasterViT to a verified ONNX graph and TensorRT engines, in one folder with a manifest."""
     start = time.perf_counter()
+    spec = ModelSpec(
+        model,
+        resolution=_resolution(resolution),
+        num_classes=num_classes,
+        window_size=None if window_size is None else _numbers(window_size, "--window-size"),
+        ct_size=ct_size,
+        carrier_order=carrier_order,
+        out_indices=_numbers(out_indices, "--out-indices") if features_only else None,
+    )
+    spec.config()  # what is impossible is said before anything is read
     request = ExportRequest(
-        model=model,
+        model=spec,
         weights=_weights(model, checkpoint, pretrained, random_init),
         precision=precision,
         batch=BatchRange.parse(batch),
         targets=_targets(compute_capability),
         output=output or Path(f"{model}-{precision}"),
-        resolution=_resolution(resolution),
-        num_classes=num_classes,
+        save_checkpoint=save_checkpoint,
         overwrite=overwrite,
     )
     manifest = export_model(request)
@@ -60,10 +84,12 @@ def export_command(
 def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     """The few lines a user wants after an export."""
     proof = Verification(**manifest.verification)
-    changes = ", ".join(f"{count} x {name}" for name, count in manifest.graph["deploy"]["changes"].items())
+    changes = ", ".join(f"{count} x {name}" for name, count in manifest.graph["deploy"]["changes"].items() if count)
     say(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {manifest.graph['nodes']} nodes")
     say(f"  deploy form: {changes}")
     say(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
+    for note in manifest.weights["tolerated"]:
+        say(f"  tolerated: {note}")
     for engine in manifest.engines:
         size = manifest.files[engine["file"]]["bytes"] / 1e6
         say(
@@ -89,6 +115,13 @@ def _targets(text: str) -> tuple[RtxTarget, ...]:
     if text.strip().lower() == "none":
         return ()
     return tuple(dict.fromkeys(RtxTarget.parse(part.strip()) for part in text.split(",")))
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FasterViTError(f"{option} '{text}' is no list of whole numbers, e.g. 7,7,12,6") from None
 
 
 def _resolution(text: str | None) -> tuple[int, int] | None:
