@@ -122,7 +122,7 @@ class HATBlock(nn.Module):
         self.carrier_order = carrier_order
         self.propagate = propagate and geometry.has_carriers
         hidden = int(dim * mlp_ratio)
-        if dim % heads:
+        if heads < 1 or dim % heads:
             raise FasterViTError(f"{dim} channels cannot be split into {heads} heads; choose heads that divide them")
 
         self.pos_embed = TokenPositionEmbedding(dim, geometry.window)
@@ -271,9 +271,14 @@ class HATStage(nn.Module):
         """Serve maps of another size (H, W), see :meth:`HATBlock.retarget`.
 
         Raises:
-            FasterViTError: the new size needs parameters that this stage was built without.
+            FasterViTError: the new size needs parameters that this stage was built without; it is then as before.
         """
-        self.retarget(replace(self.geometry, size=size))
+        geometry = self.geometry
+        try:
+            self.retarget(replace(geometry, size=size))
+        except FasterViTError:
+            self.retarget(geometry)
+            raise
 
     def retarget(self, geometry: StageGeometry) -> None:
         for block in self.blocks:

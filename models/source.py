@@ -13,20 +13,22 @@ from fastervit_trt.artifacts import sha256_file
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
 from fastervit_trt.models.digits.data import DIGITS_FOLDER
+from fastervit_trt.models.download import download_checkpoint, official_file
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.fastervit import FasterViT, FasterViTBackbone, Trunk
 from fastervit_trt.models.loading import load_state_dict
 from fastervit_trt.models.position import PositionModule
 
-__all__ = ["WeightSource", "build_model", "resolve_source", "save_model", "shipped_source"]
+__all__ = ["WeightSource", "build_model", "pretrained_source", "resolve_source", "save_model"]
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A checkpoint file (user's or shipped with the package), or a seed for random weights."""
+    """A checkpoint file (a user's, shipped with the package, or official), or a seed for random weights."""
 
-    kind: Literal["checkpoint", "shipped", "random"]
+    kind: Literal["checkpoint", "shipped", "official", "random"]
     path: str | None = None
+    model: str | None = None  # whose official file it is
     sha256: str | None = None
     seed: int | None = None
 
@@ -48,26 +50,24 @@ class WeightSource:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def shipped_source(name: str) -> WeightSource:
-    """The weights that ship with the package for variant ``name``.
+def pretrained_source(name: str) -> WeightSource:
+    """The trained weights of variant ``name``: those that ship with the package, or the official file.
 
     Raises:
-        FasterViTError: none ship for it.
+        FasterViTError: unknown variant, or one without trained weights.
     """
-    file = get_variant(name).shipped_weights
-    if file is None:
-        raise FasterViTError(
-            f"no weights ship for {name}; download the official checkpoint (huggingface.co/nvidia/FasterViT) and pass "
-            "--checkpoint FILE, or use --random-init"
-        )
-    return WeightSource("shipped", path=file)
+    if shipped := get_variant(name).shipped_weights:
+        return WeightSource("shipped", path=shipped)
+    if official := official_file(name):
+        return WeightSource("official", path=official.name, model=name)
+    raise FasterViTError(f"there are no trained weights of {name}; pass --checkpoint FILE or --random-init")
 
 
 def resolve_source(source: WeightSource) -> WeightSource:
-    """``source`` with its file at hand and hashed.
+    """``source`` with its file at hand (official ones are downloaded) and hashed.
 
     Raises:
-        FasterViTError: the file is missing, or no longer has the recorded hash.
+        FasterViTError: the file is missing or cannot be downloaded, or no longer has the recorded hash.
     """
     if source.kind == "random":
         return source
@@ -120,4 +120,7 @@ def save_model(model: Trunk, path: Path) -> None:
 
 def _file(source: WeightSource) -> Path:
     assert source.path is not None
+    if source.kind == "official":
+        assert source.model is not None
+        return download_checkpoint(source.model)
     return DIGITS_FOLDER / "weights" / source.path if source.kind == "shipped" else Path(source.path)

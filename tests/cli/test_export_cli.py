@@ -34,7 +34,9 @@ def test_the_folder_says_what_it_is_and_holds_what_it_says(exports: Path, precis
     assert {p.name for p in folder.iterdir()} == {*manifest.files, "manifest.json"}
     assert (manifest.model, manifest.precision, manifest.batch) == ("faster_vit_digits_s", precision, "1:4:8")
     assert manifest.resolution == (224, 224)
-    assert manifest.weights["kind"] == "shipped"
+    assert (manifest.weights["kind"], manifest.weights["tolerated"]) == ("shipped", [])
+    assert manifest.spec == {"name": "faster_vit_digits_s"}
+    assert [(o["name"], o["shape"]) for o in manifest.outputs] == [("logits", ["batch", 10])]
     assert len(manifest.weights["sha256"]) == 64
     assert manifest.verification["share_of_budget"] <= 1
     assert manifest.preprocessing["mean"] == [0.5, 0.5, 0.5]
@@ -58,6 +60,29 @@ def test_a_user_checkpoint_with_its_own_classes(command: Command, tmp_path: Path
     assert "License-NC" in done.out
     output = onnx.load(tmp_path / "out" / "model.onnx").graph.output[0]
     assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [2, 3]
+
+
+def test_backbone_at_another_resolution_and_its_checkpoint_saved(command: Command, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.safetensors"
+    options = ("--model", "faster_vit_digits_m", "--pretrained", "--precision", "fp16", "--resolution", "160x250")
+    backbone = ("--features-only", "--out-indices", "1,3", "--save-checkpoint", saved)
+    done = command("fastervit-export", *options, *backbone, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "tolerated: 8 tensors of carriers have no use at 160x250" in done.out
+    manifest = Manifest.read(tmp_path / "out")
+    shapes = {output["name"]: output["shape"] for output in manifest.outputs}
+    assert shapes == {"stage1": ["batch", 16, 20, 32], "stage3": ["batch", 64, 5, 8]}
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [output.name for output in graph.output] == ["stage1", "stage3"]
+    # the saved weights give the same graph
+    again = ("--model", "faster_vit_digits_m", "--checkpoint", saved, *options[3:], *backbone[:3])
+    assert command("fastervit-export", *again, "--output", tmp_path / "again").code == 0
+    graphs = [Manifest.read(tmp_path / name).files["model.onnx"]["sha256"] for name in ("out", "again")]
+    assert graphs[0] == graphs[1]
+    speed = command("fastervit-bench", tmp_path / "out", "--seconds", 0.1, "--output", tmp_path / "speed")
+    assert speed.code == 0, speed.err
+    refused = command("fastervit-bench", tmp_path / "out", "--data", "digits", "--output", tmp_path / "accuracy")
+    assert "is a backbone without classes" in refused.error
 
 
 @pytest.mark.skipif(not HAS_RTX, reason="builds engines")
@@ -109,15 +134,11 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown model": (("--model", "fastervit0", "--random-init"), "unknown model 'fastervit0'; closest names: "),
     "no weights": ((), "choose exactly one of --checkpoint FILE, --pretrained and --random-init"),
     "two sources": (("--random-init", "--pretrained"), "choose exactly one of"),
-    "nothing ships": (
-        ("--model", "faster_vit_1_224", "--pretrained"),
-        "no weights ship for faster_vit_1_224; download",
-    ),
     "missing checkpoint": (("--checkpoint", "nowhere.pth"), "checkpoint 'nowhere.pth' does not exist"),
     "corrupt checkpoint": (("--checkpoint", "text.pth"), "checkpoint 'text.pth' is corrupt or no checkpoint"),
     "other variant": (
         ("--checkpoint", "m.pth"),
-        "patch_embed.conv_down.0.weight is (8, 3, 3, 3) in the file and (4, 3",
+        "it looks like faster_vit_digits_m",
     ),
     "hostile pickle": (("--checkpoint", "evil.pth"), "is refused: its pickle asks to load"),
     "resolution too small": (("--random-init", "--resolution", "16"), "resolution 16x16 is impossible"),
@@ -129,6 +150,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "classes": (("--random-init", "--num-classes", "0"), "num_classes must be at least 1"),
     "output is a file": (("--random-init", "--output", "text.pth"), "is an existing file; choose another --output"),
     "output below a file": (("--random-init", "--output", "text.pth/out"), "cannot write output"),
+    "windows too large": (("--random-init", "--window-size", "7,7,28,7"), "window 28 of stage 2 exceeds its 14x14 map"),
+    "windows no numbers": (("--random-init", "--window-size", "7x7"), "'7x7' is no list of whole numbers"),
+    "carriers too large": (("--random-init", "--ct-size", "8"), "a carrier grid of side 8 does not fit a window"),
+    "carrier order": (("--random-init", "--carrier-order", "new"), "must be one of reference, corrected"),
+    "stages": (("--random-init", "--features-only", "--out-indices", "0,4"), "must be increasing stage numbers"),
+    "saved file exists": (("--random-init", "--save-checkpoint", "m.pth"), "m.pth' already exists"),
     "unknown option": (("--presicion", "fp16"), "No such option: --presicion"),
 }
 
@@ -149,6 +176,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert finished.code == 2
     assert message in finished.error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_offline_the_official_file_is_explained(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setenv("FASTERVIT_TRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fastervit_trt.models.download._BACKOFF", 0.01)
+    out = tmp_path / "out"
+    finished = command("fastervit-export", "--model", "faster_vit_1_224", "--pretrained", "--output", out)
+    assert finished.code == 2
+    url = "http://127.0.0.1:9/nvidia/FasterViT/resolve/main/fastervit_1_224_1k.pth.tar"
+    assert f"cannot download {url}" in finished.error
+    assert "--checkpoint FILE" in finished.error
+    assert not out.exists()
 
 
 def test_unwritable_output(command: Command) -> None:

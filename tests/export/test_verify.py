@@ -18,7 +18,7 @@ from fastervit_trt.export.precision import PRECISIONS, TypedModel
 from fastervit_trt.export.verify import Verification, expect, verification_batches, verify_onnx
 from fastervit_trt.models import FasterViT
 from fastervit_trt.models.factory import ModelSpec
-from fastervit_trt.models.source import build_model, shipped_source
+from fastervit_trt.models.source import build_model, pretrained_source
 
 NAME, SHAPE = "faster_vit_digits_s", (3, 224, 224)
 
@@ -30,7 +30,7 @@ def verify(path: Path, model: FasterViT, precision: str) -> Verification:
 
 @pytest.fixture
 def model() -> FasterViT:
-    model, _ = build_model(ModelSpec(NAME), shipped_source(NAME))
+    model, _ = build_model(ModelSpec(NAME), pretrained_source(NAME))
     assert isinstance(model, FasterViT)
     return model
 

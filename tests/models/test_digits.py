@@ -13,14 +13,14 @@ from fastervit_trt.models.digits.data import DIGITS_FOLDER, load_digits_split
 from fastervit_trt.models.digits.train import Recipe, train
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.preprocessing import preprocess_image
-from fastervit_trt.models.source import build_model, shipped_source
+from fastervit_trt.models.source import build_model, pretrained_source
 
 SHIPPED = [name for name in list_models() if get_variant(name).shipped_weights]
 
 
 def held_out_accuracy(name: str) -> float:
     variant = get_variant(name)
-    model, _ = build_model(ModelSpec(name), shipped_source(name))
+    model, _ = build_model(ModelSpec(name), pretrained_source(name))
     images, labels = load_digits_split("held_out")
     pixels = np.stack([preprocess_image(i, variant.preprocessing, variant.config.resolution) for i in images])
     with torch.inference_mode():

@@ -11,7 +11,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import FasterViT
-from fastervit_trt.models.source import WeightSource, build_model, resolve_source, save_model, shipped_source
+from fastervit_trt.models.source import WeightSource, build_model, pretrained_source, resolve_source, save_model
 
 SPEC = ModelSpec("faster_vit_digits_s")
 
@@ -42,13 +42,15 @@ def test_a_checkpoint_is_found_again_by_its_record_and_a_changed_one_is_refused(
         weights(again)
 
 
-def test_only_digits_models_ship() -> None:
-    assert shipped_source("faster_vit_digits_m").record() == {
+def test_trained_weights_ship_or_are_official() -> None:
+    assert pretrained_source("faster_vit_digits_m").record() == {
         "kind": "shipped",
         "path": "faster_vit_digits_m.safetensors",
     }
-    with pytest.raises(FasterViTError, match="no weights ship for faster_vit_0_224"):
-        shipped_source("faster_vit_0_224")
+    official = pretrained_source("faster_vit_0_any_res")
+    assert (official.kind, official.path) == ("official", "fastervit_0_224_1k.pth.tar")
+    with pytest.raises(FasterViTError, match="unknown model"):
+        pretrained_source("faster_vit_9_224")
 
 
 def test_a_model_keeps_the_tensors_of_its_file_and_computes_like_a_copied_one(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
-from fastervit_trt.models.source import shipped_source
+from fastervit_trt.models.source import pretrained_source
 from fastervit_trt.workflow import ExportRequest, export_model
 
 __all__ = ["main"]
@@ -66,7 +66,7 @@ def _export(name: str, precision: str, folder: Path) -> None:
     start = time.perf_counter()
     request = ExportRequest(
         model=ModelSpec(name),
-        weights=shipped_source(name),
+        weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange.parse("1:8:32"),
         targets=(RtxTarget.parse("8.9"),),

@@ -17,7 +17,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
 from fastervit_trt.models.factory import ModelSpec
-from fastervit_trt.models.source import WeightSource, shipped_source
+from fastervit_trt.models.source import WeightSource, pretrained_source
 from fastervit_trt.workflow import ExportRequest, export_model
 
 __all__ = ["main", "print_export"]
@@ -108,7 +108,7 @@ def _weights(model: str, checkpoint: Path | None, pretrained: bool, random_init:
         raise FasterViTError("choose exactly one of --checkpoint FILE, --pretrained and --random-init")
     if checkpoint is not None:
         return WeightSource.checkpoint(checkpoint)
-    return shipped_source(model) if pretrained else WeightSource.random()
+    return pretrained_source(model) if pretrained else WeightSource.random()
 
 
 def _targets(text: str) -> tuple[RtxTarget, ...]:
