@@ -196,8 +196,8 @@ class _Download:
                     # read1 hands over what there is; iter_content would lose it if the connection broke meanwhile
                     while chunk := response.raw.read1(_CHUNK, decode_content=False):
                         stream.write(chunk)
+                        stream.flush()  # a killed process takes its buffer with it
                         bar.advance(bar.task_ids[0], len(chunk))
-                    stream.flush()
                     os.fsync(stream.fileno())  # the name must not reach the disk before the content
         except (requests.RequestException, HTTPError) as error:
             lost = (requests.ConnectionError, requests.Timeout, HTTPError)
@@ -218,7 +218,7 @@ class _Download:
                 problem = f"its sha256 is {digest} instead of {remote.sha256}"
         if problem:
             part.unlink()
-            raise _DownloadError(f"the file is damaged and was removed ({problem})", retry=False)
+            raise _DownloadError(f"the file arrived damaged and was removed ({problem}); run again", retry=False)
 
     def _plausible(self, size: int | None) -> bool:
         """Whether it can be the checkpoint, and not the page of some proxy."""

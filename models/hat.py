@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ class HATBlock(nn.Module):
     for bit. ``"corrected"`` returns every carrier to its own window: right for models trained here.
 
     Raises:
-        FasterViTError: ``dim`` is no multiple of ``heads``.
+        FasterViTError: ``dim`` is no multiple of ``heads``, or an unknown ``carrier_order``.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class HATBlock(nn.Module):
         hidden = int(dim * mlp_ratio)
         if heads < 1 or dim % heads:
             raise FasterViTError(f"{dim} channels cannot be split into {heads} heads; choose heads that divide them")
+        if carrier_order not in get_args(CarrierOrder):
+            raise FasterViTError(f"carrier order '{carrier_order}' must be one of {', '.join(get_args(CarrierOrder))}")
 
         self.pos_embed = TokenPositionEmbedding(dim, geometry.window)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)

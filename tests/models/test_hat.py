@@ -25,16 +25,6 @@ from fastervit_trt.models.hat_examples import ConvNetWithHAT, PatchMerging, Swin
 from fastervit_trt.models.position import PositionModule
 from tests.conftest import ROOT, fill_from_names
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors here are so small that threads cost more time than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 PAGE = ROOT / "models" / "README.md"
 DERIVED = ("relative_bias", "relative_coords_table", "relative_position_index")
 
@@ -44,6 +34,15 @@ EXAMPLES: dict[str, Callable[[Size], nn.Module]] = {
     "convnet": lambda size: ConvNetWithHAT(size, 4, dim=32, window=2, ct_size=1),
     "swin": lambda size: SwinWithHAT(size, 4, depths=(1, 1), heads=(1, 2), window=4),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors here are so small that threads cost more time than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -136,13 +135,12 @@ def test_patch_merging_puts_neighbours_side_by_side() -> None:
     assert merged[:, 4:, 2].eq(0).all()  # the lower neighbours of an odd last row
 
 
-# Per window: the smallest, the largest and two other carrier grids, each on a square and a non-square map of odd sizes.
 @pytest.mark.parametrize("window", range(1, 17))
 def test_any_window_carrier_grid_and_map(window: int) -> None:
     rng = random.Random(window)
-    for ct_size in sorted({1, max(1, window // 2), rng.randint(1, window), window if window < 9 else 3}):
-        side = rng.randint(window + 1, 2 * window + 1)
-        for size in ((side, side), (window, rng.randint(window + 1, 3 * window))):
+    for ct_size in range(1, window + 1):
+        side, width = rng.randint(window + 1, 2 * window), rng.randint(2 * window + 1, 3 * window)
+        for size in ((side, side), (window, width), (width, side)):
             options = {"propagate": rng.random() < 0.5, "layer_scale": rng.choice([None, 0.5])}
             check_stage(on_map(size, 1, window=window, ct_size=ct_size, **options))
 
@@ -161,6 +159,14 @@ def check_stage(stage: HATStage) -> None:
         side = geometry.carrier_side if ".hat_" in name else geometry.window
         if side > 1 or not name.endswith("cpb_mlp.0.weight"):  # the only coordinates of a 1x1 grid are 0, 0
             assert parameter.grad.any(), (geometry, name)
+
+
+@torch.inference_mode()
+def test_images_of_a_batch_do_not_meet() -> None:
+    stage, x = on_map((7, 13), window=3), noise(3, 8, 7, 13)
+    y = stage(x)
+    for i in range(3):
+        torch.testing.assert_close(stage(x[i : i + 1]), y[i : i + 1])
 
 
 @pytest.mark.parametrize("size", [(7, 7), (5, 3)])
@@ -301,6 +307,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no carriers": ({"ct_size": 0}, "a carrier grid of side 0 does not fit a window of side 3"),
     "heads": ({"heads": 3}, "8 channels cannot be split into 3 heads; choose heads that divide them"),
+    "carrier order": ({"carrier_order": "correct"}, "carrier order 'correct' must be one of reference, corrected"),
     "no heads": ({"heads": 0}, "8 channels cannot be split into 0 heads; choose heads that divide them"),
 }
 

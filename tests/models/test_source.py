@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,24 @@ def test_saved_models_carry_their_position_tables(tmp_path: Path) -> None:
     tables = [key for key in saved if key.endswith("relative_bias")]
     assert len(tables) == 6
     assert all(saved[key].any() for key in tables)
+
+
+def test_optimizer_state_is_never_read_into_memory(tmp_path: Path) -> None:
+    """A file with half a gigabyte beside its weights, as most official ones, in a process of its own."""
+    path = tmp_path / "with_optimizer.pth.tar"
+    moments = {"state": {0: {"exp_avg": torch.zeros(2**27)}}}
+    torch.save({"state_dict": FasterViT(SPEC.config()).state_dict(), "optimizer": moments}, path)
+    code = f"""
+import subprocess
+import sys
+from pathlib import Path
+from fastervit_trt.host import peak_rss_mib
+from fastervit_trt.models.factory import ModelSpec
+from fastervit_trt.models.source import WeightSource, build_model, resolve_source
+before = peak_rss_mib()
+build_model(ModelSpec("faster_vit_digits_s"), resolve_source(WeightSource.checkpoint(Path({str(path)!r}))))
+print(peak_rss_mib() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert path.stat().st_size > 2**29
+    assert int(done.stdout) < 200
