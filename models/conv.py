@@ -1,4 +1,4 @@
-"""The convolutional half of FasterViT (§3.1): stem, residual convolution blocks, and the downsampler between stages."""
+"""The convolutional half of FasterViT (§3): stem, residual convolution blocks, and the downsampler between stages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """x + BN(conv(GELU(BN(conv(x))))), shape kept (§3.1, eq. 2)."""
+    """x + BN(conv(GELU(BN(conv(x))))), shape kept (§3, "Conv Blocks")."""
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hierarchical attention (HAT), FasterViT (arXiv 2306.06189) §3.2.
+"""Hierarchical attention (HAT), FasterViT (arXiv 2306.06189) §3, "Hierarchical Attention".
 
     carriers:  ct ← AvgPool(DWConv(x)), a few tokens that summarise each window
     block:     ct ← ct + γ₁·MHSA(LN(ct));  ct ← ct + γ₂·MLP(LN(ct))          all carriers of an image, global
@@ -68,7 +68,7 @@ class WindowAttention(nn.Module):
 
 
 class TokenInitializer(nn.Module):
-    """Carrier tokens from the map they summarise: (B, C, H, W) → (B, G, C), grouped by window (§3.2, eq. 3).
+    """Carrier tokens from the map they summarise: (B, C, H, W) → (B, G, C), grouped by window (§3).
 
     Pooling windows overlap where the map does not divide evenly (14 → 4: kernel 5, stride 3).
     """

@@ -66,7 +66,7 @@ class SwinWithHAT(nn.Module):
     Swin attends within windows, and moves the windows by half their side in every other block so that neighbours get
     to exchange something: a roll, a mask, and one window of reach per pair of blocks. HAT leaves the windows where
     they are. Each owns a few carrier tokens; the carriers of the whole map attend to each other, then every window
-    attends to itself and its carriers, so what one window knows reaches all others in the next block (FasterViT §3.3,
+    attends to itself and its carriers, so what one window knows reaches all others in the next block (FasterViT §3,
     "Hierarchical Attention"; the paper's ablation plugs HAT into Swin in this way).
 
     The rest is Swin's: 4x4 patches, stages of windowed attention with a relative position bias, 2x2 patches merged
