@@ -12,19 +12,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastervit_trt.models.conv import ConvBlock, PatchEmbed
 from fastervit_trt.models.fastervit import FasterViT
+from fastervit_trt.models.geometry import carriers_to_raster
+from fastervit_trt.models.hat import HATBlock, WindowAttention
 from fastervit_trt.models.position import PositionModule
 
 __all__ = [
     "REWRITES",
     "BakedTable",
+    "DeployReport",
+    "absorb_carrier_permutations",
     "bake_position_tables",
     "deploy_form",
+    "fold_attention_scale_into_q",
     "fold_batchnorm_into_convolutions",
     "fold_final_batchnorm_into_head",
+    "fold_layer_scale",
+    "pad_head_dims",
 ]
 
 
@@ -51,15 +59,21 @@ class BakedTable(nn.Module):
 
 
 @torch.no_grad()
-def deploy_form(model: nn.Module) -> tuple[nn.Module, DeployReport]:
+def deploy_form(model: nn.Module, *, pad_heads_to: int | None = None) -> tuple[nn.Module, DeployReport]:
     """A rewritten copy of ``model`` in eval mode, and the evidence of what changed. The original is left alone.
 
     Works on any module; the copy shares the tensors it does not change. ``forward`` gives the same outputs; of
     FasterViT, ``forward_features`` no longer applies the final BatchNorm, which the head holds.
+
+    Args:
+        pad_heads_to: pad head dims with zeros to a multiple of this (FasterViT-4: 49 → 56 for 8), where a target's
+            tensor cores gain by it; more arithmetic everywhere else, so not by default.
     """
     tensors = (*model.parameters(), *model.buffers())
     deployed = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).eval()
     changes = {rewrite.__name__: rewrite(deployed) for rewrite in REWRITES}
+    if pad_heads_to is not None:
+        changes[pad_head_dims.__name__] = pad_head_dims(deployed, pad_heads_to)
     return deployed, DeployReport(changes, _parameters(model), _parameters(deployed))
 
 
@@ -91,10 +105,7 @@ def fold_final_batchnorm_into_head(model: nn.Module) -> int:
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
-    folded = nn.Linear(head.in_features, head.out_features, device="meta")
-    folded.weight = nn.Parameter(head.weight * scale)
-    folded.bias = nn.Parameter(head.bias + head.weight @ shift)
-    model.head = folded
+    model.head = _linear(head.weight * scale, head.bias + head.weight @ shift)
     model.norm = nn.Identity()  # type: ignore[assignment]
     return 1
 
@@ -110,10 +121,107 @@ def bake_position_tables(model: nn.Module) -> int:
     return baked
 
 
+def fold_attention_scale_into_q(model: nn.Module) -> int:
+    """softmax(q kᵀ · s) = softmax((s q) kᵀ): scale the rows of the QKV projection that make q."""
+    folded = 0
+    for module in model.modules():
+        if isinstance(module, WindowAttention) and module.scale != 1.0:
+            rows = torch.ones(module.qkv.out_features)
+            rows[: module.qkv.in_features] = module.scale
+            module.qkv = _scaled_linear(module.qkv, rows)
+            module.scale = 1.0
+            folded += 1
+    return folded
+
+
+def fold_layer_scale(model: nn.Module) -> int:
+    """γ · (W x + b) = (γ W) x + γ b: every γ goes into the projection before it."""
+    folded = 0
+    for block in model.modules():
+        if not isinstance(block, HATBlock):
+            continue
+        if block.propagate and block.propagation_gamma is None:
+            block.propagation_gamma = block.gamma1  # it also scales what the last block hands to the tokens
+        for gamma_name, owner, linear_name in (
+            ("gamma1", getattr(block, "hat_attn", None), "proj"),
+            ("gamma2", getattr(block, "hat_mlp", None), "fc2"),
+            ("gamma3", block.attn, "proj"),
+            ("gamma4", block.mlp, "fc2"),
+        ):
+            gamma = getattr(block, gamma_name, None)
+            if gamma is not None and owner is not None:
+                setattr(owner, linear_name, _scaled_linear(getattr(owner, linear_name), gamma))
+                setattr(block, gamma_name, None)
+                folded += 1
+    return folded
+
+
+def absorb_carrier_permutations(model: nn.Module) -> int:
+    """Attention does not care for the order of its tokens: reorder the carriers' constant tables, not the carriers.
+
+    Only where carriers come back to their own windows. On non-square grids in the reference's order they do not, and
+    the permutation has to stay. Needs baked position tables.
+    """
+    absorbed = 0
+    for block in model.modules():
+        if not isinstance(block, HATBlock) or not block.geometry.has_carriers or block.tables_in_window_order:
+            continue
+        bias, embedding, geometry = block.hat_attn.pos_emb_funct, block.hat_pos_embed, block.geometry
+        returns = geometry.square or block.carrier_order == "corrected"
+        if not returns or not isinstance(bias, BakedTable):
+            continue
+        numbers = torch.arange(geometry.carriers, dtype=torch.float32).reshape(1, -1, 1)
+        raster = carriers_to_raster(numbers, geometry.ct_size, geometry.grid).flatten().long()
+        order = raster.argsort()  # raster position of every carrier, carriers in window order
+        block.hat_attn.pos_emb_funct = BakedTable(bias.table[:, :, order][:, :, :, order])
+        if isinstance(embedding, BakedTable):
+            block.hat_pos_embed = BakedTable(embedding.table[:, order])
+        block.tables_in_window_order = True
+        absorbed += 1
+    return absorbed
+
+
+def pad_head_dims(model: nn.Module, multiple: int) -> int:
+    """Zero rows in q, k, v and zero columns in the projection, up to a ``multiple`` of channels per head.
+
+    Needs the attention scale in q: it belongs to the head dim before padding.
+    """
+    padded = 0
+    for module in model.modules():
+        if not isinstance(module, WindowAttention) or module.scale != 1.0:
+            continue
+        dim = module.qkv.out_features // 3 // module.heads
+        extra = -dim % multiple
+        if not extra:
+            continue
+        shape = (3, module.heads, dim)
+        weight = F.pad(module.qkv.weight.reshape(*shape, -1), (0, 0, 0, extra)).flatten(0, 2)
+        bias = F.pad(module.qkv.bias.reshape(shape), (0, extra)).flatten()
+        out = F.pad(module.proj.weight.reshape(-1, module.heads, dim), (0, extra)).flatten(1)
+        module.qkv = _linear(weight, bias)
+        module.proj = _linear(out, module.proj.bias)
+        padded += 1
+    return padded
+
+
+def _scaled_linear(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:
+    """A new layer whose outputs are those of ``linear`` times ``rows`` (out_features,)."""
+    return _linear(linear.weight * rows[:, None], linear.bias * rows)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
+
+
 REWRITES: tuple[Callable[[nn.Module], int], ...] = (
     fold_batchnorm_into_convolutions,
     fold_final_batchnorm_into_head,
     bake_position_tables,
+    fold_attention_scale_into_q,
+    fold_layer_scale,
+    absorb_carrier_permutations,
 )
 
 

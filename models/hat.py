@@ -59,10 +59,14 @@ class WindowAttention(nn.Module):
         self.pos_emb_funct = AttentionPositionBias(side, heads, tokens)
 
     def forward(self, tok_WnNC: torch.Tensor) -> torch.Tensor:
-        tokens, channels = tok_WnNC.shape[1:]
-        qkv = self.qkv(tok_WnNC).reshape(-1, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each Wn, h, N, Dh
-        scores = (q @ k.transpose(-2, -1)) * self.scale + self.pos_emb_funct()
+        tokens = tok_WnNC.shape[1]
+        channels = self.qkv.out_features // 3  # more than C where the deploy form pads the heads
+        shape = (-1, tokens, self.heads, channels // self.heads)
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in self.qkv(tok_WnNC).split(channels, dim=-1))
+        scores = q @ k.transpose(-2, -1)  # Wn, h, N, N
+        if self.scale != 1.0:  # 1 where the deploy form has it in q
+            scores = scores * self.scale
+        scores = scores + self.pos_emb_funct()
         context = scores.softmax(dim=-1) @ v  # Wn, h, N, Dh
         return self.proj(context.transpose(1, 2).reshape(-1, tokens, channels))
 
@@ -121,6 +125,10 @@ class HATBlock(nn.Module):
         self.geometry = geometry
         self.carrier_order = carrier_order
         self.propagate = propagate and geometry.has_carriers
+        # Of the deploy form only: γ₁ of the propagation, once the other is folded; and whether the carriers' position
+        # tables are in window order, so that carriers need not visit raster order.
+        self.propagation_gamma: nn.Parameter | None = None
+        self.tables_in_window_order = False
         hidden = int(dim * mlp_ratio)
         if heads < 1 or dim % heads:
             raise FasterViTError(f"{dim} channels cannot be split into {heads} heads; choose heads that divide them")
@@ -183,16 +191,21 @@ class HATBlock(nn.Module):
         tok = self._window_attention(torch.cat([ct, tok], dim=1))  # Wn, carriers + T, C
         ct, tok = tok[:, :per_window], tok[:, per_window:]
         if self.propagate:
-            tok = tok + _scaled(ct[:, self.upsample_index], self.gamma1)
+            gamma = self.gamma1 if self.propagation_gamma is None else self.propagation_gamma
+            tok = tok + _scaled(ct[:, self.upsample_index], gamma)
         return tok, ct.reshape(-1, self.geometry.carriers, channels)
 
     def _carrier_attention(self, ct_BGC: torch.Tensor) -> torch.Tensor:
         geometry = self.geometry
-        ct = carriers_to_raster(ct_BGC, geometry.ct_size, geometry.grid)
+        ct = ct_BGC
+        if not self.tables_in_window_order:
+            ct = carriers_to_raster(ct, geometry.ct_size, geometry.grid)
         if self.hat_pos_embed is not None and geometry.square:
             ct = ct + self.hat_pos_embed()
         ct = ct + self.drop_path(_scaled(self.hat_attn(self.hat_norm1(ct)), self.gamma1))
         ct = ct + self.drop_path(_scaled(self.hat_mlp(self.hat_norm2(ct)), self.gamma2))
+        if self.tables_in_window_order:
+            return ct
         return carriers_to_windows(ct, geometry.ct_size, geometry.grid, self.carrier_order)
 
     def _window_attention(self, tok: torch.Tensor) -> torch.Tensor:
@@ -264,6 +277,7 @@ class HATStage(nn.Module):
         Raises:
             FasterViTError: window larger than the map, carrier grid larger than the window, heads that do not fit.
         """
+        size = (int(size[0]), int(size[1]))
         if window > min(size):
             raise FasterViTError(f"window {window} exceeds the {size[0]}x{size[1]} map; choose at most {min(size)}")
         geometry = StageGeometry(size, window, ct_size, hat=True)
