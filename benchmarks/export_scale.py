@@ -137,9 +137,11 @@ def scale_command(
 ) -> None:
     """Export variants one by one and write a table of time and memory."""
     names = model or [name for name in list_models() if "digits" not in name and "any_res" not in name]
-    with new_file(output, overwrite=overwrite) as path:
-        rows = [measure_export(name, precision, compute_capability) for name in track(names, "exporting")]
-        with path.open("w", newline="") as stream:
+    rows: list[ExportScaleRow] = []
+    for name in track(names, "exporting"):
+        rows.append(measure_export(name, precision, compute_capability))
+        # after every row, so that an interruption loses one export and not an hour
+        with new_file(output, overwrite=overwrite or len(rows) > 1) as path, path.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, [f.name for f in fields(ExportScaleRow)])
             writer.writeheader()
             writer.writerows(asdict(row) for row in rows)

@@ -24,6 +24,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.precision import Precision, TypedModel
+from fastervit_trt.export.rounding import RoundedArithmetic
 
 __all__ = ["Expectation", "Verification", "expect", "verification_batches", "verify_onnx"]
 
@@ -88,8 +89,8 @@ def expect(
     if typed.precision.dtype is torch.float32:
         own = (0.0,) * len(expected[0])
     else:
-        # one image of each kind: half precision is slow on CPUs
-        actual = [_run(typed, x[:1]) for x in images]
+        with RoundedArithmetic(typed.precision.dtype):
+            actual = [_run(typed, x[:1]) for x in images]
         errors = [
             [_largest_error(a, e[:1]) for a, e in zip(*pair, strict=True)]
             for pair in zip(actual, expected, strict=True)
