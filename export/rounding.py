@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["RoundedArithmetic"]
 
 
+_CONVERSIONS = (torch.ops.aten.to, torch.ops.aten._to_copy)
+
+
 class RoundedArithmetic(TorchDispatchMode):
     """Within this context, operators on tensors of ``dtype`` compute in float32 and round what they yield."""
 
@@ -35,7 +38,7 @@ class RoundedArithmetic(TorchDispatchMode):
         wide_args, wide_kwargs = tree_map_only(torch.Tensor, widen, (args, kwargs or {}))
         result = func(*wide_args, **wide_kwargs)
         # A conversion says itself what it yields; everything else stays in the precision it started from.
-        if not narrow or func is torch.ops.aten._to_copy.default:
+        if not narrow or func.overloadpacket in _CONVERSIONS:
             return result
         return tree_map_only(torch.Tensor, self._round, result)
 
