@@ -21,8 +21,9 @@ __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
 
 INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
 
-# protobuf refuses messages of 2 GiB; past this the weights go into model.onnx.data beside the graph.
-_EXTERNAL_DATA_BYTES = 1_900_000_000
+# protobuf refuses messages of 2 GiB, and holds several copies of what it does take; past this the weights go into
+# model.onnx.data beside the graph.
+_EXTERNAL_DATA_BYTES = 1_000_000_000
 
 
 def onnx_from_torch(

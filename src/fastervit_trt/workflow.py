@@ -14,7 +14,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_precision
-from fastervit_trt.host import versions
+from fastervit_trt.host import release_memory, versions
 from fastervit_trt.models.config import FasterViTConfig
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.fastervit import Trunk
@@ -69,6 +69,7 @@ def export_model(request: ExportRequest) -> Manifest:
             return model
 
         graph = export_graph(load, precision, request.batch, folder, step)
+        release_memory()  # the builder runs beside this process
         engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
         manifest = Manifest(
             model=spec.name,
