@@ -22,7 +22,7 @@ class RoundedArithmetic(TorchDispatchMode):
     """Within this context, operators on tensors of ``dtype`` compute in float32 and round what they yield."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
