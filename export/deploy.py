@@ -174,7 +174,7 @@ def absorb_carrier_permutations(model: nn.Module) -> int:
         raster = carriers_to_raster(numbers, geometry.ct_size, geometry.grid).flatten().long()
         order = raster.argsort()  # raster position of every carrier, carriers in window order
         block.hat_attn.pos_emb_funct = BakedTable(bias.table[:, :, order][:, :, :, order])
-        if isinstance(embedding, BakedTable):
+        if isinstance(embedding, BakedTable) and geometry.square:  # elsewhere it is not used
             block.hat_pos_embed = BakedTable(embedding.table[:, order])
         block.tables_in_window_order = True
         absorbed += 1
