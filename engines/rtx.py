@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -117,22 +117,24 @@ def build_rtx_engine(
         "input": input_name,
         "profile": profile if batch.dynamic else None,
     }
-    with tempfile.TemporaryFile("w+") as stderr:
-        answer = _run_worker(job, on_progress, stderr)
+    # The job is a file, not a pipe: a worker that dies before reading it would break the pipe under the writer.
+    with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as stderr:
+        json.dump(job, request)
+        request.flush()
+        request.seek(0)
+        answer = _run_worker(request, on_progress, stderr)
     if "failure" in answer:
         plan_path.unlink(missing_ok=True)
         raise FasterViTError(_describe_failure(answer["failure"], target))
     return RtxEngine(plan_path, target, **answer["result"])
 
 
-def _run_worker(job: dict[str, Any], on_progress: Callable[[str, int, int], None], stderr: Any) -> dict[str, Any]:
+def _run_worker(request: IO[str], on_progress: Callable[[str, int, int], None], stderr: IO[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "fastervit_trt.engines.rtx_worker"]
     answer: dict[str, Any] | None = None
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:
-        assert worker.stdin is not None and worker.stdout is not None
+    with subprocess.Popen(command, stdin=request, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:
+        assert worker.stdout is not None
         try:
-            json.dump(job, worker.stdin)
-            worker.stdin.close()
             for line in worker.stdout:
                 message = _json_or_none(line)
                 if message is None:

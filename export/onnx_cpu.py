@@ -47,7 +47,6 @@ class OnnxCpuSession:
             reason = " ".join(str(error).split())[:300]
             raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error
         self._input = self._session.get_inputs()[0].name
-
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
