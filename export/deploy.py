@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fastervit_trt.export.packed import PackedHATStage, carriers_in_window_order, returning_carriers
 from fastervit_trt.models.conv import ConvBlock, PatchEmbed
 from fastervit_trt.models.fastervit import FasterViT
-from fastervit_trt.models.geometry import carriers_to_raster
-from fastervit_trt.models.hat import HATBlock, WindowAttention
+from fastervit_trt.models.hat import HATBlock, HATStage, WindowAttention
 from fastervit_trt.models.position import PositionModule
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "fold_batchnorm_into_convolutions",
     "fold_final_batchnorm_into_head",
     "fold_layer_scale",
+    "pack_carriers_into_windows",
     "pad_head_dims",
 ]
 
@@ -70,11 +71,13 @@ def deploy_form(model: nn.Module, *, pad_heads_to: int | None = None) -> tuple[n
             tensor cores gain by it; more arithmetic everywhere else, so not by default.
     """
     tensors = (*model.parameters(), *model.buffers())
-    deployed = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).eval()
-    changes = {rewrite.__name__: rewrite(deployed) for rewrite in REWRITES}
+    # In a holder, so that a rewrite can replace the model itself.
+    holder = nn.Sequential(copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})).eval()
+    changes = {rewrite.__name__: rewrite(holder) for rewrite in REWRITES}
     if pad_heads_to is not None:
-        changes[pad_head_dims.__name__] = pad_head_dims(deployed, pad_heads_to)
-    return deployed, DeployReport(changes, _parameters(model), _parameters(deployed))
+        changes[pad_head_dims.__name__] = pad_head_dims(holder, pad_heads_to)
+    changes[pack_carriers_into_windows.__name__] = pack_carriers_into_windows(holder)
+    return holder[0], DeployReport(changes, _parameters(model), _parameters(holder))
 
 
 def fold_batchnorm_into_convolutions(model: nn.Module) -> int:
@@ -99,15 +102,18 @@ def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> int:
 
 def fold_final_batchnorm_into_head(model: nn.Module) -> int:
     """BN → mean → linear becomes mean → linear: BN is affine per channel and commutes with the mean."""
-    if not isinstance(model, FasterViT) or not isinstance(model.norm, nn.BatchNorm2d):
-        return 0
-    norm, head = model.norm, model.head
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
-    model.head = _linear(head.weight * scale, head.bias + head.weight @ shift)
-    model.norm = nn.Identity()  # type: ignore[assignment]
-    return 1
+    folded = 0
+    for classifier in model.modules():
+        if not isinstance(classifier, FasterViT) or not isinstance(classifier.norm, nn.BatchNorm2d):
+            continue
+        norm, head = classifier.norm, classifier.head
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        classifier.head = _linear(head.weight * scale, head.bias + head.weight @ shift)
+        classifier.norm = nn.Identity()  # type: ignore[assignment]
+        folded += 1
+    return folded
 
 
 def bake_position_tables(model: nn.Module) -> int:
@@ -160,19 +166,16 @@ def absorb_carrier_permutations(model: nn.Module) -> int:
     """Attention does not care for the order of its tokens: reorder the carriers' constant tables, not the carriers.
 
     Only where carriers come back to their own windows. On non-square grids in the reference's order they do not, and
-    the permutation has to stay. Needs baked position tables.
+    one permutation has to stay (of two). Needs baked position tables.
     """
     absorbed = 0
     for block in model.modules():
         if not isinstance(block, HATBlock) or not block.geometry.has_carriers or block.tables_in_window_order:
             continue
         bias, embedding, geometry = block.hat_attn.pos_emb_funct, block.hat_pos_embed, block.geometry
-        returns = geometry.square or block.carrier_order == "corrected"
-        if not returns or not isinstance(bias, BakedTable):
+        if not isinstance(bias, BakedTable) or returning_carriers(geometry, block.carrier_order) is not None:
             continue
-        numbers = torch.arange(geometry.carriers, dtype=torch.float32).reshape(1, -1, 1)
-        raster = carriers_to_raster(numbers, geometry.ct_size, geometry.grid).flatten().long()
-        order = raster.argsort()  # raster position of every carrier, carriers in window order
+        order = carriers_in_window_order(geometry)
         block.hat_attn.pos_emb_funct = BakedTable(bias.table[:, :, order][:, :, :, order])
         if isinstance(embedding, BakedTable) and geometry.square:  # elsewhere it is not used
             block.hat_pos_embed = BakedTable(embedding.table[:, order])
@@ -202,6 +205,17 @@ def pad_head_dims(model: nn.Module, multiple: int) -> int:
         module.proj = _linear(out, module.proj.bias)
         padded += 1
     return padded
+
+
+def pack_carriers_into_windows(model: nn.Module) -> int:
+    """Every HAT stage keeps its carriers as the first rows of their windows, on the fused operators. Last of all."""
+    packed = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, HATStage):
+                setattr(parent, name, PackedHATStage(child))
+                packed += 1
+    return packed
 
 
 def _scaled_linear(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:

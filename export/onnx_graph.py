@@ -7,19 +7,25 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.functions import add_functions, exporter_translations, inline_functions
 from fastervit_trt.export.precision import TypedModel
 
 __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
 
 INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
+
+_BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 
 # protobuf refuses messages of 2 GiB, and holds several copies of what it does take; past this the weights go into
 # model.onnx.data beside the graph.
@@ -27,12 +33,21 @@ _EXTERNAL_DATA_BYTES = 1_000_000_000
 
 
 def onnx_from_torch(
-    model: TypedModel, input_shape: tuple[int, int, int], batch: BatchRange, outputs: Sequence[str] = (OUTPUT,)
+    model: TypedModel,
+    input_shape: tuple[int, int, int],
+    batch: BatchRange,
+    outputs: Sequence[str] = (OUTPUT,),
+    *,
+    inline: bool = False,
 ) -> ir.Model:
     """Trace ``model`` through the dynamo exporter for images (batch, *input_shape).
 
     Node names are ``stages.2.blocks.0.attn/MatMul_1``: the block as in the checkpoint (``levels`` reads ``stages``),
     the operator, a running number within the block.
+
+    Args:
+        inline: write out what the fused operators mean instead of calling them, for runtimes that know no functions or
+            put them before plugins (TensorRT 10.3).
 
     Raises:
         FasterViTError: the exporter cannot express the model.
@@ -40,27 +55,16 @@ def onnx_from_torch(
     # 0 and 1 would be specialised by the tracer, so a dynamic batch is traced with 2.
     example = torch.zeros(2 if batch.dynamic else batch.optimum, *input_shape)
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch.dynamic else None
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                opset_version=model.precision.opset,
-                input_names=[INPUT],
-                output_names=list(outputs),
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error).splitlines()[0]
-        raise FasterViTError(
-            f"torch {torch.__version__} cannot export this model to ONNX opset {model.precision.opset}: {reason}; "
-            "report it with the model name and versions"
-        ) from error
-    assert program is not None
-    graph = program.model
-    _name_nodes_after_blocks(graph)
+    opset = model.precision.opset
+    names = {"input_names": [INPUT], "output_names": list(outputs)}
+    graph = _exported(model, (example,), opset, dynamic_shapes=shapes, **names)
+    for node in graph.graph:
+        node.metadata_props[_BLOCK] = _block_of(node)
+
+    add_functions(graph, partial(_trace_operator, opset=opset))
+    if inline:
+        inline_functions(graph)
+    _name_nodes(graph)
     _strip_private_metadata(graph)
     graph.producer_name = "fastervit-trt"
     return graph
@@ -77,14 +81,58 @@ def save_onnx(model: ir.Model, folder: Path) -> list[Path]:
     return [path, folder / "model.onnx.data"]
 
 
-def _name_nodes_after_blocks(model: ir.Model) -> None:
+def _exported(module: nn.Module, examples: tuple[torch.Tensor, ...], opset: int, **options: Any) -> ir.Model:
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                module,
+                examples,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=exporter_translations(),
+                verbose=False,
+                **options,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).splitlines()[0]
+        raise FasterViTError(
+            f"torch {torch.__version__} cannot export this model to ONNX opset {opset}: {reason}; "
+            "report it with the model name and versions"
+        ) from error
+    assert program is not None
+    return program.model
+
+
+class _Definition(nn.Module):
+    """A function as a module, which is what the exporter takes."""
+
+    def __init__(self, definition: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.definition = definition
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.definition(*tensors)
+
+
+def _trace_operator(
+    definition: Callable[..., torch.Tensor], examples: Sequence[torch.Tensor], batched: Sequence[bool], opset: int
+) -> ir.Model:
+    """The graph of an operator's definition; the batch is in the leading axes of the ``batched`` examples."""
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if dynamic else None for dynamic in batched)
+    model = _exported(_Definition(definition), tuple(examples), opset, dynamic_shapes=(shapes,))
+    for node in model.graph:
+        node.metadata_props[_BLOCK] = ""
+    _name_nodes(model)
+    _strip_private_metadata(model)
+    return model
+
+
+def _name_nodes(model: ir.Model) -> None:
     counts: Counter[str] = Counter()
     for node in model.graph:
-        block = _block_of(node)
-        stem = f"{block}/{node.op_type}"
+        stem = f"{node.metadata_props[_BLOCK]}/{node.op_type}".removeprefix("/")
         node.name = f"{stem}_{counts[stem]}"
         counts[stem] += 1
-        node.metadata_props["fastervit.block"] = block
 
 
 def _block_of(node: ir.Node) -> str:
@@ -97,17 +145,17 @@ def _block_of(node: ir.Node) -> str:
         return path.removeprefix("model").removeprefix(".").replace("levels.", "stages.", 1) or "model"
     for value in node.inputs:
         producer = value.producer() if value is not None else None
-        if producer is not None and "fastervit.block" in producer.metadata_props:
-            return str(producer.metadata_props["fastervit.block"])
+        if producer is not None and _BLOCK in producer.metadata_props:
+            return str(producer.metadata_props[_BLOCK])
     return "model"
 
 
 def _strip_private_metadata(model: ir.Model) -> None:
     """Drop what the exporter records about the machine and source files (stack traces hold local paths)."""
     for node in model.graph:
-        block = node.metadata_props["fastervit.block"]
+        block = node.metadata_props[_BLOCK]
         node.metadata_props.clear()
-        node.metadata_props["fastervit.block"] = block
+        node.metadata_props[_BLOCK] = block
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()

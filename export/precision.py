@@ -30,8 +30,9 @@ class Precision:
     opset: int  # ONNX opset of the graph: the lowest in which every operator has the type
 
 
-# 19: Q/DQ with FP16 scales, and old enough for TensorRT 10.3 (JetPack 6). Conv and pooling take bfloat16 from 22 on.
-_OPSET, _OPSET_BF16 = 19, 22
+# 20 has Gelu as one operator, and is the newest that TensorRT 10.3 (JetPack 6) reads. Conv and pooling take bfloat16
+# from 22 on.
+_OPSET, _OPSET_BF16 = 20, 22
 
 PRECISIONS: dict[str, Precision] = {
     p.name: p

@@ -64,7 +64,7 @@ class Trunk(nn.Module):
 
     def _retarget(self, config: FasterViTConfig) -> None:
         for i, level in enumerate(self.levels):
-            if isinstance(level, HATStage):
+            if not isinstance(level, ConvStage):
                 level.retarget(config.geometry(i))
 
 
@@ -122,11 +122,10 @@ class FasterViTBackbone(Trunk):
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, maps = self.patch_embed(x_BCHW), []
         for i, level in enumerate(self.levels):
-            assert isinstance(level, ConvStage | HATStage)
             x = level(x, downsample=False)
             if i in self.out_indices:
                 maps.append(x)
-            if level.downsample is not None:
+            if isinstance(level.downsample, nn.Module):
                 x = level.downsample(x)
         return tuple(maps)
 

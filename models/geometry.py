@@ -111,6 +111,18 @@ class StageGeometry:
         """Tokens one window's attention sees: its own and its carriers."""
         return self.window**2 + self.carriers_per_window
 
+    def check(self, x_BCHW: torch.Tensor) -> None:
+        """Refuse a map of another size.
+
+        Raises:
+            FasterViTError: it is not ``size``.
+        """
+        if tuple(x_BCHW.shape[2:]) != self.size:
+            raise FasterViTError(
+                f"this HAT stage serves {self.size[0]}x{self.size[1]} maps, not "
+                f"{x_BCHW.shape[2]}x{x_BCHW.shape[3]}; call set_resolution first"
+            )
+
     def pad(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         bottom, right = self.padded[0] - self.size[0], self.padded[1] - self.size[1]
         return F.pad(x_BCHW, (0, right, 0, bottom)) if bottom or right else x_BCHW

@@ -291,7 +291,7 @@ class HATStage(nn.Module):
         """
         geometry = self.geometry
         try:
-            self.retarget(replace(geometry, size=size))
+            self.retarget(replace(geometry, size=(int(size[0]), int(size[1]))))
         except FasterViTError:
             self.retarget(geometry)
             raise
@@ -311,11 +311,7 @@ class HATStage(nn.Module):
             FasterViTError: a map of another size than the stage serves.
         """
         geometry = self.geometry
-        if tuple(x_BCHW.shape[2:]) != geometry.size:
-            raise FasterViTError(
-                f"this HAT stage serves {geometry.size[0]}x{geometry.size[1]} maps, not "
-                f"{x_BCHW.shape[2]}x{x_BCHW.shape[3]}; call set_resolution first"
-            )
+        geometry.check(x_BCHW)
         x = geometry.pad(x_BCHW)
         ct = self.global_tokenizer(x) if self.global_tokenizer is not None and geometry.has_carriers else None
         tok = window_partition(x, geometry.window)
