@@ -78,7 +78,7 @@ def measure_export(model: str, precision: str, compute_capability: str) -> Expor
         precision=precision,
         resolution="x".join(str(side) for side in resolve_config(model).resolution),
         parameters=manifest.graph["deploy"]["parameters_after"],
-        nodes=manifest.graph["nodes"],
+        nodes=manifest.graph["fusion"]["nodes"],
         seconds=round(seconds, 1),
         peak_rss_mib=peak,
         engine_peak_rss_mib=engine["build_peak_rss_mib"] if engine else None,

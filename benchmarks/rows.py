@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROWS_NAME", "BenchmarkRow", "write_rows"]
+__all__ = ["ROWS_NAME", "BenchmarkRow", "write_csv", "write_rows"]
 
 ROWS_NAME = "rows.json"
 _SCHEMA = 1
@@ -63,12 +65,17 @@ class BenchmarkRow:
         return f"{self.model} {self.precision}"
 
 
-def write_rows(rows: list[BenchmarkRow], folder: Path) -> tuple[Path, Path]:
-    """``rows.csv`` and ``rows.json`` in ``folder``."""
+def write_rows(rows: Sequence[Any], folder: Path) -> tuple[Path, Path]:
+    """``rows.csv`` and ``rows.json`` in ``folder``, of rows of one dataclass."""
     csv_path, json_path = folder / "rows.csv", folder / ROWS_NAME
-    with csv_path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(BenchmarkRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_csv(rows, csv_path)
     json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return csv_path, json_path
+
+
+def write_csv(rows: Sequence[Any], path: Path) -> None:
+    """Rows of one dataclass, at least one, as a table whose columns are its fields."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(rows[0])])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

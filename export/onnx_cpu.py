@@ -7,12 +7,15 @@ accumulation computes, so accuracy is meaningful; speed is not.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.functions import inline_functions
+from fastervit_trt.export.onnx_graph import save_onnx
 
 __all__ = ["OnnxCpuSession", "widened_bfloat16"]
 
@@ -40,12 +43,15 @@ class OnnxCpuSession:
             options.intra_op_num_threads = threads
         model = ir.load(path)
         self.emulated = _uses_bfloat16(model)
-        source = ir.to_proto(widened_bfloat16(model)).SerializeToString() if self.emulated else str(path)
-        try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            reason = " ".join(str(error).split())[:300]
-            raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error
+        with tempfile.TemporaryDirectory() as scratch:
+            source = path
+            if self.emulated:
+                (source, *_) = save_onnx(widened_bfloat16(model), Path(scratch))
+            try:
+                self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions share no public base class
+                reason = " ".join(str(error).split())[:300]
+                raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error
         self._input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -54,7 +60,11 @@ class OnnxCpuSession:
 
 
 def widened_bfloat16(model: ir.Model) -> ir.Model:
-    """``model``, changed in place: bfloat16 becomes float32, rounded to bfloat16 after every arithmetic operator."""
+    """``model``, changed in place: bfloat16 becomes float32, rounded to bfloat16 after every arithmetic operator.
+
+    Fused operators are written out first, so that they round within as PyTorch does.
+    """
+    inline_functions(model)
     graph = model.graph
     for value in graph.initializers.values():
         if value.dtype is ir.DataType.BFLOAT16 and value.const_value is not None:

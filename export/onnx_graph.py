@@ -18,14 +18,13 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.fusion import BLOCK, block_of_module, check_operators, record_operators
 from fastervit_trt.export.functions import add_functions, exporter_translations, inline_functions
 from fastervit_trt.export.precision import TypedModel
 
 __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
 
 INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
-
-_BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 
 # protobuf refuses messages of 2 GiB, and holds several copies of what it does take; past this the weights go into
 # model.onnx.data beside the graph.
@@ -59,13 +58,14 @@ def onnx_from_torch(
     names = {"input_names": [INPUT], "output_names": list(outputs)}
     graph = _exported(model, (example,), opset, dynamic_shapes=shapes, **names)
     for node in graph.graph:
-        node.metadata_props[_BLOCK] = _block_of(node)
+        node.metadata_props[BLOCK] = _block_of(node)
 
+    _strip_private_metadata(graph)
+    record_operators(graph)
     add_functions(graph, partial(_trace_operator, opset=opset))
     if inline:
         inline_functions(graph)
     _name_nodes(graph)
-    _strip_private_metadata(graph)
     graph.producer_name = "fastervit-trt"
     return graph
 
@@ -121,7 +121,7 @@ def _trace_operator(
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if dynamic else None for dynamic in batched)
     model = _exported(_Definition(definition), tuple(examples), opset, dynamic_shapes=(shapes,))
     for node in model.graph:
-        node.metadata_props[_BLOCK] = ""
+        node.metadata_props[BLOCK] = ""
     _name_nodes(model)
     _strip_private_metadata(model)
     return model
@@ -130,7 +130,7 @@ def _trace_operator(
 def _name_nodes(model: ir.Model) -> None:
     counts: Counter[str] = Counter()
     for node in model.graph:
-        stem = f"{node.metadata_props[_BLOCK]}/{node.op_type}".removeprefix("/")
+        stem = f"{node.metadata_props[BLOCK]}/{node.op_type}".removeprefix("/")
         node.name = f"{stem}_{counts[stem]}"
         counts[stem] += 1
 
@@ -142,20 +142,20 @@ def _block_of(node: ir.Node) -> str:
         # ['', 'model', 'model.levels.2', …, 'matmul_3']: modules from the outside in, then the operation itself
         modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope.startswith("model")]
         path = modules[-1] if modules else ""
-        return path.removeprefix("model").removeprefix(".").replace("levels.", "stages.", 1) or "model"
+        return block_of_module(path.removeprefix("model").removeprefix("."))
     for value in node.inputs:
         producer = value.producer() if value is not None else None
-        if producer is not None and _BLOCK in producer.metadata_props:
-            return str(producer.metadata_props[_BLOCK])
+        if producer is not None and BLOCK in producer.metadata_props:
+            return str(producer.metadata_props[BLOCK])
     return "model"
 
 
 def _strip_private_metadata(model: ir.Model) -> None:
     """Drop what the exporter records about the machine and source files (stack traces hold local paths)."""
     for node in model.graph:
-        block = node.metadata_props[_BLOCK]
+        block = node.metadata_props[BLOCK]
         node.metadata_props.clear()
-        node.metadata_props[_BLOCK] = block
+        node.metadata_props[BLOCK] = block
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import DeployReport, deploy_form
+from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.onnx_graph import OUTPUT, onnx_from_torch, save_onnx
 from fastervit_trt.export.precision import Precision, TypedModel
 from fastervit_trt.export.verify import Verification, expect, verify_onnx
@@ -26,14 +27,14 @@ class ExportedGraph:
 
     files: tuple[Path, ...]
     opset: int
-    nodes: int
+    fusion: FusionReport
     outputs: dict[str, list[int]]  # name → shape without the batch
     deploy: DeployReport
     verification: Verification
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"opset": self.opset, "nodes": self.nodes, "deploy": asdict(self.deploy)}
+        return {"opset": self.opset, "fusion": asdict(self.fusion), "deploy": asdict(self.deploy)}
 
 
 def export_graph(
@@ -42,6 +43,8 @@ def export_graph(
     batch: BatchRange,
     folder: Path,
     step: Step = lambda description: nullcontext(),
+    *,
+    inline: bool = False,
 ) -> ExportedGraph:
     """Write ``folder/model.onnx`` in ``precision`` and verify the written file.
 
@@ -49,6 +52,7 @@ def export_graph(
         load: makes the model (fp32, eval); called once, so that the model can be let go as soon as it is not needed:
             with a billion parameters, the models and the running graph do not fit into memory together.
         step: wraps each long step, for progress.
+        inline: write a flat graph without fused operators, as :func:`onnx_from_torch` does.
 
     Raises:
         FasterViTError: export or verification failed; ``folder`` may then hold an unverified file.
@@ -64,13 +68,13 @@ def export_graph(
         expectation = expect(model, typed, batch, shape)
     del model, deployed
     with step(f"tracing to ONNX, {precision.name}"):
-        graph = onnx_from_torch(typed, shape, batch, names)
+        graph = onnx_from_torch(typed, shape, batch, names, inline=inline)
     del typed
     with step("writing the graph"):
-        nodes = len(graph.graph)
+        fusion = FusionReport.of(graph)
         files = save_onnx(graph, folder)
     del graph
     with step("verifying with ONNX Runtime"):
         verification = verify_onnx(files[0], expectation)
     outputs = {name: list(o.shape[1:]) for name, o in zip(names, expectation.outputs[0], strict=True)}
-    return ExportedGraph(tuple(files), precision.opset, nodes, outputs, report, verification)
+    return ExportedGraph(tuple(files), precision.opset, fusion, outputs, report, verification)

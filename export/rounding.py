@@ -12,6 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from fastervit_trt.plugins import reference
+from fastervit_trt.plugins.operators import DOMAIN
+
 __all__ = ["RoundedArithmetic"]
 
 
@@ -26,6 +29,9 @@ class RoundedArithmetic(TorchDispatchMode):
         self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == DOMAIN:  # a fused operator rounds where its definition does
+            with self:
+                return getattr(reference, func._opname)(*args, **(kwargs or {}))
         narrow = False
 
         def widen(tensor: torch.Tensor) -> torch.Tensor:

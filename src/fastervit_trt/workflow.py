@@ -38,6 +38,7 @@ class ExportRequest:
     batch: BatchRange
     targets: tuple[RtxTarget, ...]
     output: Path
+    inline: bool = False  # a flat graph without fused operators
     save_checkpoint: Path | None = None  # write the weights as loaded to this .safetensors file, too
     overwrite: bool = False
 
@@ -68,7 +69,7 @@ def export_model(request: ExportRequest) -> Manifest:
                 save_model(model, saved)
             return model
 
-        graph = export_graph(load, precision, request.batch, folder, step)
+        graph = export_graph(load, precision, request.batch, folder, step, inline=request.inline)
         release_memory()  # the builder runs beside this process
         engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
         manifest = Manifest(

@@ -14,6 +14,7 @@ from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
 from fastervit_trt.models.factory import ModelSpec
@@ -46,6 +47,9 @@ def export_command(
     out_indices: Annotated[str, typer.Option(help="Stages whose maps the backbone yields.")] = "0,1,2,3",
     batch: Annotated[str, typer.Option(help="N (static) or MIN:OPT:MAX (dynamic).")] = "1:8:32",
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head, where not the model's own.")] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="A flat graph without fused operators, as TensorRT 10.3 wants it.")
+    ] = False,
     compute_capability: Annotated[
         str, typer.Option(help="TensorRT-RTX engines to build, comma-separated (8.6,8.9,12.0), or none.")
     ] = "8.9",
@@ -73,6 +77,7 @@ def export_command(
         precision=precision,
         batch=BatchRange.parse(batch),
         targets=_targets(compute_capability),
+        inline=inline,
         output=output or Path(f"{model}-{precision}"),
         save_checkpoint=save_checkpoint,
         overwrite=overwrite,
@@ -85,7 +90,10 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     """The few lines a user wants after an export."""
     proof = Verification(**manifest.verification)
     changes = ", ".join(f"{count} x {name}" for name, count in manifest.graph["deploy"]["changes"].items() if count)
-    say(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {manifest.graph['nodes']} nodes")
+    fusion = FusionReport(**manifest.graph["fusion"])
+    flat = "" if fusion.nodes == fusion.flat_nodes else f" ({fusion.flat_nodes} with fused operators written out)"
+    say(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {fusion.nodes} nodes{flat}")
+    say(f"  fused: {fusion}")
     say(f"  deploy form: {changes}")
     say(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
     for note in manifest.weights["tolerated"]:

@@ -1,0 +1,150 @@
+"""Every way to run one model on this CPU in float32: the model and images in, a call that yields logits out.
+
+``export`` is this project's graph in ONNX Runtime; ``eager`` and ``compile`` are PyTorch on the training form;
+``openvino`` is OpenVINO on this project's graph; ``naive`` is ``torch.onnx.export`` of the training form as it is, with
+a dynamic batch, in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.models.fastervit import Trunk
+
+__all__ = ["RUNNERS", "SETTINGS", "MissingPackageError", "Runner", "Workload"]
+
+Runner = Callable[[], np.ndarray]  # logits of the workload's images, (B, classes)
+
+
+class MissingPackageError(FasterViTError):
+    """The path needs a package that is not installed: skipped, not failed."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model on one batch of images."""
+
+    model: Trunk  # training form, eval
+    images: np.ndarray  # (B, 3, H, W) float32
+    graph: Path  # this project's export, static batch
+    scratch: Path  # for files of other paths
+    threads: int
+
+
+def _export(work: Workload) -> Runner:
+    session = OnnxCpuSession(work.graph, work.threads)
+    return lambda: session(work.images)[0]
+
+
+def _eager(work: Workload) -> Runner:
+    return _torch_runner(work.model, work.images)
+
+
+def _compile(work: Workload) -> Runner:
+    """Inductor with frozen weights, which packs them.
+
+    On 2 cores of an AMD EPYC (Zen 5) FasterViT-0 at batch 8 took 219 ms so, 222 ms with ``max_autotune`` besides (which
+    tunes for half a minute and chooses badly when other libraries' threads are about), 224 ms with channels last.
+    """
+    try:
+        with _quiet():
+            torch.compiler.reset()  # another model's frozen weights
+            runner = _torch_runner(torch.compile(work.model, options={"freezing": True}), work.images)
+            runner()
+    except Exception as error:  # whatever the compiler, its backend or the system's C++ compiler raises
+        raise FasterViTError(f"torch.compile: {_first_line(error)}") from error
+    return runner
+
+
+def _openvino(work: Workload) -> Runner:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingPackageError("OpenVINO is not installed: pip install 'fastervit-trt[peers]'") from error
+    core = openvino.Core()
+    # Without the hint OpenVINO computes in bfloat16 where the CPU has it: twice as fast, and another result.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": work.threads}
+    try:
+        compiled = core.compile_model(core.read_model(str(work.graph)), "CPU", options)
+    except Exception as error:  # OpenVINO's exceptions share no public base class
+        raise FasterViTError(f"OpenVINO {openvino.__version__}: {_first_line(error)}") from error
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(work.images, shared_memory=True))
+
+    def run() -> np.ndarray:
+        request.infer()
+        return np.asarray(request.get_output_tensor(0).data)
+
+    return run
+
+
+def _naive(work: Workload) -> Runner:
+    path = work.scratch / "naive.onnx"
+    example = (
+        torch.from_numpy(work.images[:2]) if len(work.images) > 1 else torch.from_numpy(work.images).repeat(2, 1, 1, 1)
+    )
+    try:
+        with _quiet():
+            shapes = ({0: torch.export.Dim("batch", min=1)},)
+            program = torch.onnx.export(work.model, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise FasterViTError(f"torch.onnx.export: {_first_line(error)}") from error
+    assert program is not None
+    program.save(path)
+    session = OnnxCpuSession(path, work.threads)
+    return lambda: session(work.images)[0]
+
+
+RUNNERS: dict[str, Callable[[Workload], Runner]] = {
+    "export": _export,
+    "eager": _eager,
+    "compile": _compile,
+    "openvino": _openvino,
+    "naive": _naive,
+}
+
+SETTINGS = {
+    "export": "ONNX Runtime",
+    "eager": "PyTorch, inference mode",
+    "compile": "inductor, frozen weights",
+    "openvino": "float32, latency hint",
+    "naive": "torch.onnx.export as it comes, ONNX Runtime",
+}
+
+
+def _torch_runner(model: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray) -> Runner:
+    batch = torch.from_numpy(images)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return model(batch).numpy()
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Compiler and exporter warn about their own internals, which concerns nobody here."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

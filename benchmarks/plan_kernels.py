@@ -1,0 +1,242 @@
+"""What the export saves TensorRT from launching: ``python -m fastervit_trt.benchmarks.plan_kernels``.
+
+Every model is built with TensorRT-RTX three times and the kernels of each plan are counted (engines/plan.py): this
+project's export with a static batch; and the training form straight through ``torch.onnx.export``, in the same
+precision, with the same batch and with a range of batches. Weights are random: they change no count. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from rich.table import Table
+
+from fastervit_trt.artifacts import new_file
+from fastervit_trt.console import command_app, console, run_command, say, step
+from fastervit_trt.engines.plan import Kind, plan_kernels
+from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.onnx_graph import INPUT, OUTPUT, save_onnx
+from fastervit_trt.export.pipeline import export_graph
+from fastervit_trt.export.precision import Precision, TypedModel, get_precision
+from fastervit_trt.host import versions
+from fastervit_trt.models.factory import ModelSpec, resolve_config
+from fastervit_trt.models.fastervit import Trunk
+from fastervit_trt.models.source import WeightSource, build_model
+
+__all__ = ["FORMS", "PlanKernelsRow", "main", "measure_plan"]
+
+app = command_app()
+
+_STATIC, _DYNAMIC = BatchRange.parse("8"), BatchRange.parse("1:8:32")
+
+_LINES = {
+    "kernel launches": "launches",
+    **{f"  {kind.value}": kind.value for kind in Kind},
+    "generated kernels launched": "generated",
+    "  distinct": "distinct_generated",
+    "ONNX nodes": "nodes",
+    "network layers": "layers",
+    "plan MB": "plan_mb",
+    "build seconds": "build_seconds",
+}
+
+
+@dataclass(frozen=True)
+class PlanKernelsRow:
+    """The kernels of one plan. Launches are per inference and split into kinds (:class:`Kind`), which add up to it."""
+
+    model: str
+    form: str  # one of FORMS
+    precision: str
+    resolution: str
+    batch: str
+    compute_capability: str
+    launches: int
+    attention: int
+    gemm: int
+    convolution: int
+    normalisation: int
+    softmax: int
+    reduction: int
+    movement: int
+    pointwise: int
+    other: int
+    generated: int  # launches of kernels whose source is in the plan; the others come from TensorRT's library
+    distinct_generated: int
+    nodes: int  # of the ONNX graph
+    layers: int  # of the network TensorRT parsed from it
+    plan_mb: float
+    build_seconds: float
+    torch: str
+    tensorrt_rtx: str
+    timestamp_utc: str
+
+
+def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget) -> PlanKernelsRow:
+    """Write the ONNX graph of ``model`` in one of :data:`FORMS`, build it and count.
+
+    Raises:
+        FasterViTError: unknown model or form, TensorRT-RTX missing, or a step refused.
+    """
+    if form not in FORMS:
+        raise FasterViTError(f"unknown form '{form}'; choose one of {', '.join(FORMS)}")
+    if reason := rtx_unavailable_reason():
+        raise FasterViTError(reason)
+    target.check_precision(precision.name)
+    config = resolve_config(model)
+    batch, write = FORMS[form]
+
+    def load() -> Trunk:
+        return build_model(ModelSpec(model), WeightSource.random())[0]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with step(f"{model}, {form}: ONNX"):
+            nodes = write(load, precision, batch, folder)
+        with step(f"{model}, {form}: TensorRT-RTX for {target}"):
+            shape = (config.in_chans, *config.resolution)
+            engine = build_rtx_engine(folder / "model.onnx", folder / "plan", target, batch, INPUT, shape)
+        return _row(model, form, precision, config.resolution, batch, nodes, engine)
+
+
+def _export(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
+    return export_graph(load, precision, batch, folder).nodes
+
+
+def _naive(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
+    """What one gets without this project: the module as it was trained, through PyTorch's exporter."""
+    model = load()
+    # 0 and 1 would be specialised by the tracer, so a dynamic batch is traced with 2.
+    example = torch.zeros(2 if batch.dynamic else batch.optimum, model.config.in_chans, *model.config.resolution)
+    with _quiet():
+        program = torch.onnx.export(
+            TypedModel(model, precision),
+            (example,),
+            dynamo=True,
+            opset_version=precision.opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if batch.dynamic else None,
+            verbose=False,
+        )
+    assert program is not None
+    save_onnx(program.model, folder)
+    return len(program.model.graph)
+
+
+# form → the batch it is built for, and what writes its model.onnx and counts the nodes
+FORMS: dict[str, tuple[BatchRange, Callable[[Callable[[], Trunk], Precision, BatchRange, Path], int]]] = {
+    "export": (_STATIC, _export),
+    "naive dynamic": (_DYNAMIC, _naive),
+    "naive static": (_STATIC, _naive),
+}
+
+
+def _row(
+    model: str,
+    form: str,
+    precision: Precision,
+    resolution: tuple[int, int],
+    batch: BatchRange,
+    nodes: int,
+    engine: RtxEngine,
+) -> PlanKernelsRow:
+    kernels = plan_kernels(engine.path)
+    return PlanKernelsRow(
+        model=model,
+        form=form,
+        precision=precision.name,
+        resolution="x".join(str(side) for side in resolution),
+        batch=str(batch),
+        compute_capability=str(engine.target),
+        launches=kernels.launches,
+        **{kind.value: kernels.count(kind) for kind in Kind},
+        generated=kernels.generated,
+        distinct_generated=kernels.distinct_generated,
+        nodes=nodes,
+        layers=engine.layers,
+        plan_mb=round(engine.path.stat().st_size / 1e6, 1),
+        build_seconds=engine.seconds,
+        torch=versions()["torch"],
+        tensorrt_rtx=engine.tensorrt_rtx,
+        timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about an absent torchvision and about its own internals; neither concerns the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@app.command()
+def kernels_command(
+    model: Annotated[list[str] | None, typer.Option(help="Variant; by default FasterViT-0, 1 and 3.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
+    compute_capability: Annotated[str, typer.Option(help="GPU generation TensorRT-RTX compiles for.")] = "8.9",
+    output: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("plan-kernels.csv"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
+) -> None:
+    """Count the kernels TensorRT-RTX launches for this project's export and for the model as it was trained."""
+    names = model or ["faster_vit_0_224", "faster_vit_1_224", "faster_vit_3_224"]
+    typed, target = get_precision(precision), RtxTarget.parse(compute_capability)
+    for name in names:
+        resolve_config(name)  # a misspelt name is known at once, not after the builds of the others
+    with new_file(output, overwrite=overwrite) as path:
+        jobs = [(name, form) for name in names for form in FORMS]
+        rows = [measure_plan(name, form, typed, target) for name, form in jobs]
+        _write(rows, path)
+    for name in names:
+        console.print(_table([row for row in rows if row.model == name]), "")
+    say(f"rows: {output}")
+
+
+def _write(rows: Sequence[PlanKernelsRow], path: Path) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(PlanKernelsRow)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _table(rows: Sequence[PlanKernelsRow]) -> Table:
+    """One column per form of one model; ratios are to the first form, the export."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(rows[0].model)
+    for row in rows:
+        table.add_column(f"{row.form}, {row.batch}", justify="right")
+    for title, field in _LINES.items():
+        values = [getattr(row, field) for row in rows]
+        if any(values):
+            first = values[0]
+            table.add_row(title, *(f"{v}" + (f" ({v / first:.2f}x)" if field == "launches" else "") for v in values))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``python -m fastervit_trt.benchmarks.plan_kernels``."""
+    run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    main()
