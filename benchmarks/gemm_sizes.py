@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx import inliner, shape_inference
+import onnx_ir as ir
+from onnx import shape_inference
 
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.functions import inline_functions
 
 __all__ = ["Convolution", "GemmSize", "gemm_sizes", "inlined"]
 
@@ -77,8 +79,10 @@ def gemm_sizes(path: Path) -> Counter[GemmSize]:
 
 
 def inlined(path: Path) -> onnx.ModelProto:
-    """The graph without its weights' external data, calls of local functions replaced by what they stand for."""
-    return inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    """The graph with the fused operators written out."""
+    model = ir.load(path)
+    inline_functions(model)
+    return ir.to_proto(model)
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

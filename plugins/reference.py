@@ -56,8 +56,8 @@ def window_reverse(
     tok = tok_WnNC[:, carriers:] if carriers else tok_WnNC
     if gamma_C is not None:
         tok = tok + gamma_C * tok_WnNC.index_select(1, nearest_carrier(carriers, window, tok.device))
-    x = tok.reshape(-1, rows, cols, window, window, channels)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height, width)
+    x = tok.reshape(-1, rows, cols, window, window, channels).transpose(2, 3)
+    return x.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def window_attention(qkv_X3D: torch.Tensor, bias_1hNN: torch.Tensor) -> torch.Tensor:
@@ -112,5 +112,6 @@ def nearest_carrier(carriers: int, window: int, device: torch.device | None = No
 
 def _by_window(x_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
     channels, rows, cols = x_BCHW.shape[1], x_BCHW.shape[2] // height, x_BCHW.shape[3] // width
-    x = x_BCHW.reshape(-1, channels, rows, height, cols, width)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, height * width, channels)
+    # Channels last first, which convolutions can yield by themselves; what is left then moves whole rows of channels.
+    x = x_BCHW.permute(0, 2, 3, 1).reshape(-1, rows, height, cols, width, channels)
+    return x.transpose(2, 3).reshape(-1, height * width, channels)
