@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import typer
 
@@ -31,6 +32,8 @@ from fastervit_trt.benchmarks.timing import Timer
 from fastervit_trt.console import command_app, run_command, say, step, track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.functions import inline_functions
+from fastervit_trt.export.onnx_graph import save_onnx
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_precision
 from fastervit_trt.host import usable_cpus
@@ -73,7 +76,7 @@ def measure_model(name: str, batch: int, seconds: float, threads: int, *, profil
         with torch.inference_mode():
             reference = work.model(torch.from_numpy(work.images)).numpy()
         paths = [_open(path, work, reference) for path in track(list(RUNNERS), f"{name}: opening paths")]
-        floor = find_floor(gemm_sizes(work.graph), threads, min(_CHOICE_SECONDS, seconds / 100))
+        floor = find_floor(gemm_sizes(work.flat), threads, min(_CHOICE_SECONDS, seconds / 100))
         floors = _take_turns(paths, floor, seconds, f"{name}: timing in turns")
         turns = Turns(name, batch, work.model.config.resolution, threads, load, paths, floor, floors)
         return Measured(turns, _profile(name, work) if profile else [])
@@ -89,7 +92,12 @@ def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
     model = load()
     shape = (batch, model.config.in_chans, *model.config.resolution)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    return Workload(model, images, exported.files[0], scratch, threads)
+    flat_folder = scratch / "flat"
+    flat_folder.mkdir()
+    flat = ir.load(exported.files[0])
+    inline_functions(flat)
+    (flat_path, *_) = save_onnx(flat, flat_folder)
+    return Workload(model, images, exported.files[0], flat_path, scratch, threads)
 
 
 def _open(name: str, work: Workload, reference: np.ndarray) -> PathResult:
@@ -125,14 +133,16 @@ def _take_turns(paths: Sequence[PathResult], floor: Floor, seconds: float, descr
     for _ in track(range(rounds), description):
         for path, timer in timed:
             park()
+            first = len(timer.samples)
             path.rounds.append(timer.slice(seconds / rounds))
+            path.fastest.append(min(timer.samples[first:]))
         floors.append(floor.sweep())
     return floors
 
 
 def _profile(name: str, work: Workload) -> list[ProfileRow]:
     with step(f"{name}: profile of the export"):
-        return profile_graph(name, work.graph, work.images, work.threads)
+        return profile_graph(name, work.flat, work.images, work.threads)
 
 
 @app.command()

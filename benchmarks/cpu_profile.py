@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from fastervit_trt.benchmarks.gemm_sizes import inlined
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["ProfileRow", "profile_graph"]
@@ -35,9 +35,9 @@ class ProfileRow:
 
 
 def profile_graph(model: str, path: Path, images: np.ndarray, threads: int) -> list[ProfileRow]:
-    """Rows by operator, then by kind of block, the largest share first."""
+    """Rows by operator, then by kind of block, the largest share first, of the flat graph at ``path``."""
     events = _events(path, images, threads)
-    blocks = {name: node.name for node in inlined(path).graph.node for name in node.output}
+    blocks = {name: node.name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
     by_operator = [(event["args"]["op_name"], event) for event in events]
     by_block = [(_kind(event["name"], event["args"]["op_name"], blocks), event) for event in events]
     return [*_rows(model, "operator", by_operator), *_rows(model, "block", by_block)]

@@ -31,6 +31,7 @@ class PathResult:
     error: float | None = None  # of the logits, relative to the largest of the reference
     timer: Timer | None = None
     rounds: list[float] = field(default_factory=list)  # median seconds of each round
+    fastest: list[float] = field(default_factory=list)  # least seconds of each round, as the floor is taken
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class CpuPathRow:
     time_over_export: float | None
     time_over_export_p20: float | None
     time_over_export_p80: float | None
-    share_of_floor: float | None  # time of the floor / time of the path; 1: nothing but matrix products, at their best
+    share_of_floor: float | None  # floor / fastest call of a round; 1: nothing but matrix products, at their best
     share_of_floor_p20: float | None
     share_of_floor_p80: float | None
     gflop: float  # matrix arithmetic of one batch
@@ -145,7 +146,7 @@ def floor_rows(turns: Turns) -> list[FloorRow]:
 
 def _path_row(path: PathResult, turns: Turns) -> CpuPathRow:
     latency = [path.timer.latency_ms(p) if path.timer else None for p in _PERCENTILES]
-    over_export, of_floor = _ratio(path.rounds, turns.export.rounds), _ratio(turns.floors, path.rounds)
+    over_export, of_floor = _ratio(path.rounds, turns.export.rounds), _ratio(turns.floors, path.fastest)
     gflop, peak = turns.floor.flop / 1e9, turns.floor.peak_gflops
     gflops = gflop / latency[0] * 1e3 if latency[0] else None
     installed = versions()

@@ -1,8 +1,8 @@
 """Every way to run one model on this CPU in float32: the model and images in, a call that yields logits out.
 
 ``export`` is this project's graph in ONNX Runtime; ``eager`` and ``compile`` are PyTorch on the training form;
-``openvino`` is OpenVINO on this project's graph; ``naive`` is ``torch.onnx.export`` of the training form as it is, with
-a dynamic batch, in ONNX Runtime.
+``openvino`` is OpenVINO on this project's graph, flat, as it reads no local functions; ``naive`` is
+``torch.onnx.export`` of the training form as it is, with a dynamic batch, in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Workload:
     model: Trunk  # training form, eval
     images: np.ndarray  # (B, 3, H, W) float32
     graph: Path  # this project's export, static batch
+    flat: Path  # the same with fused operators written out
     scratch: Path  # for files of other paths
     threads: int
 
@@ -75,7 +76,7 @@ def _openvino(work: Workload) -> Runner:
     # Without the hint OpenVINO computes in bfloat16 where the CPU has it: twice as fast, and another result.
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": work.threads}
     try:
-        compiled = core.compile_model(core.read_model(str(work.graph)), "CPU", options)
+        compiled = core.compile_model(core.read_model(str(work.flat)), "CPU", options)
     except Exception as error:  # OpenVINO's exceptions share no public base class
         raise FasterViTError(f"OpenVINO {openvino.__version__}: {_first_line(error)}") from error
     request = compiled.create_infer_request()

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import onnx_ir as ir
 from onnx import shape_inference
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import inline_functions
 
-__all__ = ["Convolution", "GemmSize", "gemm_sizes", "inlined"]
+__all__ = ["Convolution", "GemmSize", "gemm_sizes"]
 
 Shape = tuple[int, ...]
 
@@ -66,7 +64,7 @@ def gemm_sizes(path: Path) -> Counter[GemmSize]:
     Raises:
         FasterViTError: the shape of an operand is not known, as with a dynamic batch.
     """
-    model = shape_inference.infer_shapes(inlined(path), data_prop=True)
+    model = shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     shapes, constants = _shapes(model.graph), {i.name for i in model.graph.initializer}
     sizes: Counter[GemmSize] = Counter()
     for node in model.graph.node:
@@ -76,13 +74,6 @@ def gemm_sizes(path: Path) -> Counter[GemmSize]:
                 raise FasterViTError(f"{node.name}: its shapes are not static; export it with a static --batch")
             sizes[_size(node, operands, node.input[1] in constants)] += 1
     return sizes
-
-
-def inlined(path: Path) -> onnx.ModelProto:
-    """The graph with the fused operators written out."""
-    model = ir.load(path)
-    inline_functions(model)
-    return ir.to_proto(model)
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

@@ -42,7 +42,7 @@ _Use = tuple[int, int]  # node of a body, input of the node
 
 
 def exporter_translations() -> dict[Any, Callable[..., Any]]:
-    """For ``torch.onnx.export(custom_translation_table=…)``: each torch operator becomes a call of its ONNX operator."""
+    """For ``torch.onnx.export(custom_translation_table=…)``: torch operators become calls of ONNX operators."""
     by_torch_name: dict[str, list[Operator]] = {}
     for operator in OPERATORS:
         by_torch_name.setdefault(operator.torch_name, []).append(operator)
@@ -197,7 +197,9 @@ def _constant(body: ir.Graph, use: _Use) -> list[int] | None:
 
 def _function(operator: Operator, body: ir.Graph, varying: dict[_Use, str]) -> ir.Function:
     """``body`` as a function: every constant a node of its own, the varying ones taken from the call."""
-    uses = [(i, j) for i, node in enumerate(body) for j in range(len(node.inputs)) if _constant(body, (i, j)) is not None]
+    uses = [
+        (i, j) for i, node in enumerate(body) for j in range(len(node.inputs)) if _constant(body, (i, j)) is not None
+    ]
     nodes = list(body)
     for index, position in uses:
         node = nodes[index]

@@ -18,8 +18,8 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.fusion import BLOCK, block_of_module, check_operators, record_operators
 from fastervit_trt.export.functions import add_functions, exporter_translations, inline_functions
+from fastervit_trt.export.fusion import BLOCK, block_of_module, record_operators
 from fastervit_trt.export.precision import TypedModel
 
 __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]

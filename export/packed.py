@@ -95,8 +95,11 @@ class PackedHATBlock(nn.Module):
         if geometry.has_carriers:
             self.hat_attn = PackedCarrierAttention(block)
             self.hat_norm2, self.hat_mlp = block.hat_norm2, block.hat_mlp
-        # x + (W h + b) + table = (x + W h) + (b + table): one addition instead of two
-        tail = None if next_table_1TC is None else window_table(next_table_1TC, geometry) + self.mlp.fc2.bias
+        tail = None
+        if next_table_1TC is not None:
+            # x + (W h + b) + table = (x + W h) + (b + table): one addition instead of two
+            tail = window_table(next_table_1TC, geometry) + self.mlp.fc2.bias
+            self.mlp.fc2 = _without_bias(self.mlp.fc2)
         self.register_buffer("tail", tail)
 
     def forward(self, tok_WnNC: torch.Tensor) -> torch.Tensor:
@@ -108,14 +111,12 @@ class PackedHATBlock(nn.Module):
         # Linear layers on rows are one node each in ONNX; on three axes they would be two.
         x = tok_WnNC.reshape(-1, channels)
         x = x + self.attn(self.norm1(x))
-        hidden = self.mlp.act(self.mlp.fc1(self.norm2(x)))
-        if self.tail is None:
-            return (x + self.mlp.fc2(hidden)).reshape(-1, self.tokens, channels)
-        return (x + F.linear(hidden, self.mlp.fc2.weight)).reshape(-1, self.tokens, channels) + self.tail
+        tok = (x + self.mlp(self.norm2(x))).reshape(-1, self.tokens, channels)
+        return tok if self.tail is None else tok + self.tail
 
 
 class PackedHATStage(nn.Module):
-    """:class:`HATStage` in packed layout: (B, C, H, W) → the same outputs.
+    """:class:`HATStage` in packed layout: (B, C, H, W) → the same outputs. Takes over the modules of ``stage``.
 
     Raises:
         FasterViTError: a map of another size than the stage was made for.
@@ -163,6 +164,12 @@ class PackedHATStage(nn.Module):
 def window_table(table_1TC: torch.Tensor, geometry: StageGeometry) -> torch.Tensor:
     """A table for the tokens of a window, with zeros for its carriers: (1, N, C)."""
     return F.pad(table_1TC, (0, 0, geometry.carriers_per_window, 0))
+
+
+def _without_bias(linear: nn.Linear) -> nn.Linear:
+    bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    bare.weight = linear.weight
+    return bare
 
 
 def _propagation(last: HATBlock) -> torch.Tensor | None:
