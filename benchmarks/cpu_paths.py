@@ -84,7 +84,7 @@ def measure_model(name: str, batch: int, seconds: float, threads: int, *, profil
 
 def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
     def load() -> Trunk:
-        return build_model(ModelSpec(name), WeightSource.random())[0]
+        return _with_biases(build_model(ModelSpec(name), WeightSource.random())[0])
 
     exported = export_graph(
         load, get_precision("fp32"), BatchRange(batch, batch, batch), scratch, lambda text: step(f"{name}: {text}")
@@ -98,6 +98,16 @@ def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
     inline_functions(flat)
     (flat_path, *_) = save_onnx(flat, flat_folder)
     return Workload(model, images, exported.files[0], flat_path, scratch, threads)
+
+
+@torch.no_grad()
+def _with_biases(model: Trunk) -> Trunk:
+    """Fresh models have biases of zero, which exporters drop; trained ones do not."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def _open(name: str, work: Workload, reference: np.ndarray) -> PathResult:

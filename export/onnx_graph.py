@@ -19,7 +19,7 @@ from torch import nn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.functions import add_functions, exporter_translations, inline_functions
-from fastervit_trt.export.fusion import BLOCK, block_of_module, record_operators
+from fastervit_trt.export.fusion import BLOCK, block_of_module, check_operators, record_operators
 from fastervit_trt.export.precision import TypedModel
 
 __all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
@@ -59,7 +59,7 @@ def onnx_from_torch(
     graph = _exported(model, (example,), opset, dynamic_shapes=shapes, **names)
     for node in graph.graph:
         node.metadata_props[BLOCK] = _block_of(node)
-
+    check_operators(model.model, graph)
     _strip_private_metadata(graph)
     record_operators(graph)
     add_functions(graph, partial(_trace_operator, opset=opset))
