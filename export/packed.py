@@ -88,6 +88,7 @@ class PackedHATBlock(nn.Module):
 
     def __init__(self, block: HATBlock, next_table_1TC: torch.Tensor | None) -> None:
         super().__init__()
+        _check_folded(block)
         geometry = block.geometry
         self.carriers, self.tokens = geometry.carriers_per_window, geometry.tokens
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
@@ -164,6 +165,18 @@ class PackedHATStage(nn.Module):
 def window_table(table_1TC: torch.Tensor, geometry: StageGeometry) -> torch.Tensor:
     """A table for the tokens of a window, with zeros for its carriers: (1, N, C)."""
     return F.pad(table_1TC, (0, 0, geometry.carriers_per_window, 0))
+
+
+def _check_folded(block: HATBlock) -> None:
+    gammas = (getattr(block, name, None) for name in ("gamma1", "gamma2", "gamma3", "gamma4"))
+    attentions = (block.attn, *([block.hat_attn] if block.geometry.has_carriers else []))
+    unfolded = {
+        "fold_layer_scale": any(gamma is not None for gamma in gammas),
+        "fold_attention_scale_into_q": any(attention.scale != 1.0 for attention in attentions),
+    }
+    for rewrite, missing in unfolded.items():
+        if missing:
+            raise FasterViTError(f"packing a HAT stage needs {rewrite} first; call deploy_form, which does all in order")
 
 
 def _without_bias(linear: nn.Linear) -> nn.Linear:

@@ -5,15 +5,21 @@ from typing import Any
 import pytest
 import torch
 
+from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.deploy import (
     REWRITES,
-    BakedTable,
     absorb_carrier_permutations,
     bake_position_tables,
     deploy_form,
+    fold_attention_scale_into_q,
+    fold_layer_scale,
+    pack_carriers_into_windows,
 )
+from fastervit_trt.export.packed import PackedHATStage, PackedWindowAttention
 from fastervit_trt.models import create_model
-from fastervit_trt.models.hat import WindowAttention
+from fastervit_trt.models.factory import list_models
+from fastervit_trt.models.hat import HATBlock, HATStage
+from fastervit_trt.models.hat_examples import ConvNetWithHAT
 from fastervit_trt.models.position import PositionModule
 from tests.conftest import fill_from_names
 
@@ -58,41 +64,106 @@ def test_each_rewrite_alone_changes_something_and_keeps_the_outputs(rewrite: Any
     assert rewrite(model) == 0  # nothing is left to change
 
 
-# depths 2-3-6-5 and 3-3-12-5; stage 2 has a window and a carrier attention per block, stage 3 a window attention
+@torch.no_grad()
+def test_packing_wants_scales_folded_first() -> None:
+    model, images = model_and_images(MODELS["propagation"], 2)
+    expected = model(images)
+    for rewrite in (fold_layer_scale, fold_attention_scale_into_q):
+        with pytest.raises(FasterViTError, match=f"needs {rewrite.__name__} first"):
+            pack_carriers_into_windows(model)
+        rewrite(model)
+    assert pack_carriers_into_windows(model) == 2
+    assert (model(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    assert pack_carriers_into_windows(model) == 0
+
+
+# Per variant: BatchNorms (two in the stem and in each convolution block), position tables (an embedding and a bias for
+# each attention, but carriers on a non-square grid have no embedding), attentions, layer scales (one for each half of a
+# block), and blocks whose carriers need no permutation.
 COUNTS = {
-    "faster_vit_0_224": {
-        "fold_batchnorm_into_convolutions": 2 + 2 * (2 + 3),
-        "fold_final_batchnorm_into_head": 1,
-        "bake_position_tables": 6 * 4 + 5 * 2,  # an embedding and a bias for each attention
-        "fold_attention_scale_into_q": 6 * 2 + 5,
-        "fold_layer_scale": 0,
-        "absorb_carrier_permutations": 6,
-    },
-    "faster_vit_3_224": {
-        "fold_batchnorm_into_convolutions": 2 + 2 * (3 + 3),
-        "fold_final_batchnorm_into_head": 1,
-        "bake_position_tables": 12 * 4 + 5 * 2,
-        "fold_attention_scale_into_q": 12 * 2 + 5,
-        "fold_layer_scale": 12 * 4 + 5 * 2,
-        "absorb_carrier_permutations": 12,
-    },
-    "faster_vit_0_any_res": {
-        "fold_batchnorm_into_convolutions": 2 + 2 * (2 + 3),
-        "fold_final_batchnorm_into_head": 1,
-        "bake_position_tables": 6 * 3 + 5 * 2,  # no carrier embedding on a non-square grid
-        "fold_attention_scale_into_q": 6 * 2 + 5,
-        "fold_layer_scale": 0,
-        "absorb_carrier_permutations": 0,  # the reference's order stays
-    },
+    "faster_vit_0_224": (12, 34, 17, 0, 6),
+    "faster_vit_1_224": (10, 42, 21, 0, 8),
+    "faster_vit_2_224": (14, 42, 21, 0, 8),
+    "faster_vit_3_224": (14, 58, 29, 58, 12),
+    "faster_vit_4_224": (14, 58, 29, 58, 12),
+    "faster_vit_5_224": (14, 58, 29, 58, 12),
+    "faster_vit_6_224": (14, 80, 40, 80, 16),
+    "faster_vit_4_21k_224": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_384": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_512": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_768": (14, 34, 17, 34, 0),
+    # 576x960, in the reference's order, which keeps a permutation
+    "faster_vit_0_any_res": (12, 28, 17, 0, 0),
+    "faster_vit_1_any_res": (10, 34, 21, 0, 0),
+    "faster_vit_2_any_res": (14, 34, 21, 0, 0),
+    "faster_vit_3_any_res": (14, 46, 29, 58, 0),
+    "faster_vit_4_any_res": (14, 46, 29, 58, 0),
+    "faster_vit_5_any_res": (14, 46, 29, 58, 0),
+    "faster_vit_6_any_res": (14, 64, 40, 80, 0),
+    "faster_vit_4_21k_224_any_res": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_384_any_res": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_512_any_res": (14, 34, 17, 34, 0),
+    "faster_vit_4_21k_768_any_res": (14, 34, 17, 34, 0),
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_per_variant(name: str) -> None:
-    deployed, report = deploy_form(create_model(name))
-    assert report.changes == COUNTS[name]
-    assert not any(isinstance(m, PositionModule | torch.nn.BatchNorm2d) for m in deployed.modules())
-    assert sum(isinstance(m, BakedTable) for m in deployed.modules()) == COUNTS[name]["bake_position_tables"]
+@torch.inference_mode()
+def test_every_variant_computes_the_same_with_the_counts_of_its_rewrites(name: str) -> None:
+    """Depths, windows, carriers and resolution are the variant's own; only its channels are few."""
+    model = fill_from_names(create_model(name, dim=8, in_dim=4, num_heads=(1, 1, 2, 4), num_classes=5))
+    deployed, report = deploy_form(model)
+    norms, tables, attentions, scales, absorbed = COUNTS[name]
+    assert report.changes == {
+        "fold_batchnorm_into_convolutions": norms,
+        "fold_final_batchnorm_into_head": 1,
+        "bake_position_tables": tables,
+        "fold_attention_scale_into_q": attentions,
+        "fold_layer_scale": scales,
+        "absorb_carrier_permutations": absorbed,
+        "pack_carriers_into_windows": 2,
+    }
+    assert not any(isinstance(m, PositionModule | torch.nn.BatchNorm2d | HATBlock) for m in deployed.modules())
+    for batch in (1,) if max(model.config.window_size) >= 32 else (1, 3):  # 1024 tokens and more in a window take long
+        images = torch.randn(batch, 3, *model.config.resolution, generator=torch.Generator().manual_seed(batch))
+        expected = model(images)
+        assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_every_registered_variant_has_its_counts() -> None:
+    assert set(COUNTS) == {name for name in list_models() if "digits" not in name}
+
+
+@pytest.mark.parametrize("order", ["reference", "corrected"])
+@torch.inference_mode()
+def test_a_stage_of_its_own_is_replaced_by_its_packed_form(order: str) -> None:
+    stage = fill_from_names(HATStage.on_map(16, 2, 2, (10, 17), window=4, ct_size=2, carrier_order=order))
+    deployed, report = deploy_form(stage)
+    assert isinstance(deployed, PackedHATStage)
+    assert report.changes["absorb_carrier_permutations"] == (2 if order == "corrected" else 0)
+    x = torch.randn(3, 16, 10, 17)
+    expected = stage(x)
+    assert (deployed(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@torch.inference_mode()
+def test_stages_within_a_network_of_ones_own() -> None:
+    model = fill_from_names(ConvNetWithHAT((64, 64), classes=3, dim=16))
+    deployed, report = deploy_form(model)
+    assert report.changes["pack_carriers_into_windows"] == 1
+    x = torch.randn(3, 3, 64, 64)
+    expected = model(x)
+    assert (deployed(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_a_deploy_form_refuses_another_resolution_and_stays_as_it_is() -> None:
+    model, images = model_and_images({}, 1)
+    deployed, _ = deploy_form(model)
+    with pytest.raises(FasterViTError, match="a deploy form serves one resolution, here 14x14 maps"):
+        deployed.set_resolution((256, 256))
+    assert torch.equal(deployed(images), deploy_form(model)[0](images))
+    with pytest.raises(FasterViTError, match="serves 14x14 maps, not 16x16"):
+        deployed(torch.zeros(1, 3, 256, 256))
 
 
 @torch.inference_mode()
@@ -100,7 +171,7 @@ def test_padded_heads_compute_the_same() -> None:
     model, images = model_and_images({"dim": 12, "num_heads": (1, 1, 4, 8)}, 2)  # head dim 12
     deployed, report = deploy_form(model, pad_heads_to=8)
     assert report.changes["pad_head_dims"] == 5
-    shapes = {tuple(m.qkv.weight.shape) for m in deployed.modules() if isinstance(m, WindowAttention)}
+    shapes = {tuple(m.qkv.weight.shape) for m in deployed.modules() if isinstance(m, PackedWindowAttention)}
     assert shapes == {(3 * 4 * 16, 48), (3 * 8 * 16, 96)}
     expected = model(images)
     assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()

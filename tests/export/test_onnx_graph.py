@@ -37,8 +37,8 @@ def test_nodes_are_named_after_the_blocks_of_the_model(exports: Path) -> None:
     assert {"patch_embed.conv_down.0", "stages.2.blocks.0.hat_attn", "stages.3.blocks.0.attn.qkv", "head"} <= blocks
     unplaced = [name for name in names if name.startswith("model/")]
     assert len(unplaced) <= 4  # the casts at both ends
-    (softmax,) = [n for n in nodes if n.op_type == "Softmax" and n.name.startswith("stages.2.blocks.0.hat_attn/")]
-    assert softmax.name == "stages.2.blocks.0.hat_attn/Softmax_0"
+    (attention,) = [n for n in nodes if n.op_type == "WindowAttention" and n.name.startswith("stages.3.blocks.0")]
+    assert attention.name == "stages.3.blocks.0.attn/WindowAttention_0"
 
 
 def test_nothing_private_is_written(exports: Path) -> None:
