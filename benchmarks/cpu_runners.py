@@ -1,6 +1,7 @@
 """Every way to run one model on this CPU in float32: the model and images in, a call that yields logits out.
 
-``export`` is this project's graph in ONNX Runtime; ``eager`` and ``compile`` are PyTorch on the training form;
+``export`` is this project's graph in ONNX Runtime, ``attention`` the same with window attention handed to ONNX
+Runtime's own kernel; ``eager`` and ``compile`` are PyTorch on the training form;
 ``openvino`` is OpenVINO on this project's graph, flat, as it reads no local functions; ``naive`` is
 ``torch.onnx.export`` of the training form as it is, with a dynamic batch, in ONNX Runtime.
 """
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.export.runtime_attention import use_runtime_attention
 from fastervit_trt.models.fastervit import Trunk
 
 __all__ = ["RUNNERS", "SETTINGS", "MissingPackageError", "Runner", "Workload"]
@@ -44,6 +47,15 @@ class Workload:
 
 def _export(work: Workload) -> Runner:
     session = OnnxCpuSession(work.graph, work.threads)
+    return lambda: session(work.images)[0]
+
+
+def _attention(work: Workload) -> Runner:
+    model, path = ir.load(work.graph), work.scratch / "attention.onnx"
+    if not use_runtime_attention(model):
+        raise FasterViTError("the export calls no WindowAttention that ONNX Runtime could take over")
+    ir.save(model, path)
+    session = OnnxCpuSession(path, work.threads)
     return lambda: session(work.images)[0]
 
 
@@ -108,6 +120,7 @@ def _naive(work: Workload) -> Runner:
 
 RUNNERS: dict[str, Callable[[Workload], Runner]] = {
     "export": _export,
+    "attention": _attention,
     "eager": _eager,
     "compile": _compile,
     "openvino": _openvino,
@@ -116,6 +129,7 @@ RUNNERS: dict[str, Callable[[Workload], Runner]] = {
 
 SETTINGS = {
     "export": "ONNX Runtime",
+    "attention": "the same, window attention by ONNX Runtime's kernel",
     "eager": "PyTorch, inference mode",
     "compile": "inductor, frozen weights",
     "openvino": "float32, latency hint",

@@ -34,7 +34,7 @@ def main() -> None:
     _answer("progress", {"phase": "parsing", "done": 0, "total": 1})
     if not parser.parse_from_file(job["onnx"]):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        parsed = [{"node": e.node_name(), "operator": e.node_operator(), "reason": e.desc()} for e in errors]
+        parsed = [{"node": _place(e), "operator": e.node_operator(), "reason": e.desc()} for e in errors]
         _answer("failure", {"stage": "parser", "errors": parsed})
         return
 
@@ -66,6 +66,12 @@ def main() -> None:
             "peak_rss_mib": peak_rss_mib(),
         },
     )
+
+
+def _place(error: Any) -> str:
+    """The node's name; within a function that of the call, which names the block, and the node's."""
+    calls = [call.split(" ")[0] for call in error.local_function_stack()]
+    return "/".join([*calls, error.node_name()])
 
 
 class _CollectingLogger:

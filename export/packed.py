@@ -176,7 +176,9 @@ def _check_folded(block: HATBlock) -> None:
     }
     for rewrite, missing in unfolded.items():
         if missing:
-            raise FasterViTError(f"packing a HAT stage needs {rewrite} first; call deploy_form, which does all in order")
+            raise FasterViTError(
+                f"packing a HAT stage needs {rewrite} first; call deploy_form, which does all in order"
+            )
 
 
 def _without_bias(linear: nn.Linear) -> nn.Linear:

@@ -68,6 +68,16 @@ def test_a_refused_node_is_named_with_its_block(exports: Path, tmp_path: Path, o
     assert not (tmp_path / "e").exists()
 
 
+def test_an_operator_within_a_function_is_refused_with_the_block_of_the_call(exports: Path, tmp_path: Path) -> None:
+    graph = onnx.load(exports / "fp16" / "model.onnx")
+    (function,) = [f for f in graph.functions if f.name == "WindowAttention"]
+    next(n for n in function.node if n.op_type == "Softmax").op_type = "NoSuchOperator"
+    onnx.save(graph, tmp_path / "broken.onnx")
+    node = "stages.2.blocks.0.attn/WindowAttention_0/Softmax_0"
+    with pytest.raises(FasterViTError, match=rf"refuses NoSuchOperator in stages.2.blocks.0.attn \(node '{node}'\)"):
+        build(tmp_path / "broken.onnx", tmp_path / "e")
+
+
 def test_mixed_types_are_refused_with_the_block(exports: Path, tmp_path: Path) -> None:
     graph = onnx.load(exports / "fp16" / "model.onnx")
     cast = next(n for n in graph.graph.node if n.op_type == "Cast" and n.input[0] == "images")

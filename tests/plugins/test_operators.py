@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -39,6 +39,12 @@ class Sizes:
     def windows(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    def carriers(self, operator: Operator) -> int:
+        return 0 if {"carriers", "carriers_BCHW"} & set(operator.without) else self.ct_size**2
+
+    def tokens(self, operator: Operator) -> int:
+        return self.carriers(operator) + self.window**2
+
 
 SIZES = {
     "three images": Sizes(3, (2, 3), 3, 2),
@@ -65,10 +71,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def inputs_of(operator: Operator, sizes: Sizes) -> tuple[list[torch.Tensor], dict[str, int | float]]:
     """Tensors and attributes of a call."""
-    left_out = {"carriers", "carriers_BCHW"} & set(operator.without)
-    carriers = 0 if left_out else sizes.ct_size**2
+    carriers, tokens = sizes.carriers(operator), sizes.tokens(operator)
     height, width = (n * sizes.window for n in sizes.grid)
-    tokens, channels, heads = carriers + sizes.window**2, sizes.channels, sizes.heads
+    channels, heads = sizes.channels, sizes.heads
     of_image, of_batch = sizes.windows * carriers, sizes.batch * sizes.windows
     shapes: dict[str, tuple[int, ...]] = {
         "x_BCHW": (sizes.batch, channels, height, width),
@@ -93,12 +98,11 @@ def inputs_of(operator: Operator, sizes: Sizes) -> tuple[list[torch.Tensor], dic
 
 
 def result_shape(operator: Operator, sizes: Sizes) -> tuple[int, ...]:
-    tensors, _ = inputs_of(operator, sizes)
-    of_batch, channels = sizes.batch * sizes.windows, sizes.channels
+    of_batch, channels, tokens = sizes.batch * sizes.windows, sizes.channels, sizes.tokens(operator)
     return {
-        "window_partition": (of_batch, tensors[-1].shape[1], channels),
+        "window_partition": (of_batch, tokens, channels),
         "window_reverse": (sizes.batch, channels, *(n * sizes.window for n in sizes.grid)),
-        "window_attention": (tensors[0].shape[0], channels),
+        "window_attention": (of_batch * tokens, channels),
         "carrier_attention": (of_batch * sizes.ct_size**2, channels),
     }[operator.torch_name]
 
@@ -200,14 +204,15 @@ def test_opcheck(name: str, sizes: str, memory: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_the_fake_one_knows_shape_type_and_device(name: str, dtype: torch.dtype) -> None:
+def test_the_fake_one_knows_shape_and_type(name: str, dtype: torch.dtype) -> None:
     operator = BY_NAME[name]
     for sizes in SIZES.values():
-        with FakeTensorMode():
-            tensors, attributes = inputs_of(operator, sizes)
-            tensors = [tensor.to("cuda", dtype) for tensor in tensors]
-            fake = torch_operator(operator)(*torch_arguments(operator, tensors, attributes))
-        assert (fake.shape, fake.dtype, fake.device.type) == (result_shape(operator, sizes), dtype, "cuda")
+        tensors, attributes = inputs_of(operator, sizes)
+        tensors = [tensor.to(dtype) for tensor in tensors]
+        with FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(tensor) for tensor in tensors]
+            fake = torch_operator(operator)(*torch_arguments(operator, fakes, attributes))
+        assert (tuple(fake.shape), fake.dtype) == (result_shape(operator, sizes), dtype)
 
 
 class Call(nn.Module):
@@ -222,35 +227,35 @@ class Call(nn.Module):
                 self.register_buffer(name, tensor)
 
     def forward(self, *batched: torch.Tensor) -> torch.Tensor:
-        given = {**dict(zip(self.operator.batched, batched, strict=True)), **dict(self.named_buffers())}
+        rows = [tensor.flatten(0, 1) for tensor in batched]
+        given = {**dict(zip(self.operator.batched, rows, strict=True)), **dict(self.named_buffers())}
         tensors = [given[name] for name in self.operator.inputs]
         return torch_operator(self.operator)(*torch_arguments(self.operator, tensors, self.attributes))
 
 
 def batched_inputs(operator: Operator, sizes: Sizes) -> tuple[torch.Tensor, ...]:
-    tensors, _ = inputs_of(operator, sizes)
-    return tuple(t for name, t in zip(operator.inputs, tensors, strict=True) if name in operator.batched)
+    """Those that grow with the batch, with an axis of its own for it."""
+    given = dict(zip(operator.inputs, inputs_of(operator, sizes)[0], strict=True))
+    return tuple(given[name].unflatten(0, (sizes.batch, -1)) for name in operator.batched)
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 @torch.no_grad()
 def test_exported_with_dynamic_batch_it_stays_one_call(name: str) -> None:
-    operator, kind = BY_NAME[name], SIZES["three images"]
-    model, rows = Call(operator, kind), torch.export.Dim("rows")
-    example = batched_inputs(operator, kind)
-    program = torch.export.export(model, example, dynamic_shapes=(tuple({0: rows} for _ in example),))
+    operator, sizes = BY_NAME[name], SIZES["three images"]
+    model, example, batch = Call(operator, sizes), batched_inputs(operator, sizes), torch.export.Dim("batch")
+    program = torch.export.export(model, example, dynamic_shapes=(tuple({0: batch} for _ in example),))
     for stage in (program, program.run_decompositions()):
-        calls = [node for node in stage.graph.nodes if node.op == "call_function"]
-        assert [call.target for call in calls] == [torch_operator(operator).default]
-        shape = calls[0].meta["val"].shape
+        *flattened, call = [node for node in stage.graph.nodes if node.op == "call_function"]
+        assert call.target == torch_operator(operator).default
+        assert len(flattened) == len(example)
+        shape, module = call.meta["val"].shape, stage.module()
         assert isinstance(shape[0], torch.SymInt)
-        module = stage.module()
-        for batch in (1, 2, 5):
-            sizes = Sizes(batch, kind.grid, kind.window, kind.ct_size)
-            inputs = batched_inputs(operator, sizes)
-            (symbol,) = shape[0].node.expr.free_symbols
-            leading = int(shape[0].node.expr.subs(symbol, inputs[0].shape[0]))
-            assert (leading, *shape[1:]) == result_shape(operator, sizes)
+        (symbol,) = shape[0].node.expr.free_symbols
+        for images in (1, 2, 5):
+            others = replace(sizes, batch=images)
+            inputs = batched_inputs(operator, others)
+            assert (int(shape[0].node.expr.subs(symbol, images)), *shape[1:]) == result_shape(operator, others)
             assert torch.equal(module(*inputs), model(*inputs))
 
 
