@@ -53,7 +53,7 @@ def test_static_batch_needs_no_profile(exports: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("operator", "block"),
-    [("Softmax", "stages.2.blocks.0.hat_attn"), ("LayerNormalization", "stages.3.blocks.0.norm1")],
+    [("Gelu", "stages.2.blocks.0.hat_mlp.act"), ("LayerNormalization", "stages.3.blocks.0.norm1")],
 )
 def test_a_refused_node_is_named_with_its_block(exports: Path, tmp_path: Path, operator: str, block: str) -> None:
     graph = onnx.load(exports / "fp16" / "model.onnx")

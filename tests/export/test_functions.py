@@ -152,8 +152,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], tuple[str
         (3, 416, 416),
         ("logits",),
     ),
-    "no carriers": (digits_with(hat=(False,) * 4), IMAGES, ("logits",)),
-    "seven classes": (digits_with(num_classes=7), IMAGES, ("logits",)),
+    "no carriers, seven classes": (digits_with(hat=(False,) * 4, num_classes=7), IMAGES, ("logits",)),
     "own head": (with_head(nn.Linear(32, 5)), IMAGES, ("logits",)),
     "backbone": (digits_with(features_only=True, out_indices=(1, 3)), IMAGES, ("stage1", "stage3")),
     "stage of its own": (
@@ -245,7 +244,7 @@ def layers_of(path: Path) -> list[tuple[str, list[int]]]:
 
 @needs_rtx
 def test_tensorrt_rtx_gives_every_call_its_own_sizes(digits: tuple[nn.Module, Path, str]) -> None:
-    """Carriers of an image, tokens of a window with and without carriers; one body for all would give one size twice."""
+    """Carriers of an image, tokens of a window with and without carriers; one body for all would give one size."""
     scores = []
     for path in (digits[1], flat(digits[1])):
         shapes = [shape for kind, shape in layers_of(path) if kind == "SOFTMAX"]
