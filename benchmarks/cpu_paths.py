@@ -27,6 +27,7 @@ from fastervit_trt.benchmarks.cpu_rows import PathResult, Turns, floor_rows, pat
 from fastervit_trt.benchmarks.cpu_runners import RUNNERS, MissingPackageError, Runner, Workload
 from fastervit_trt.benchmarks.gemm_peak import Floor, find_floor, park
 from fastervit_trt.benchmarks.gemm_sizes import gemm_sizes
+from fastervit_trt.benchmarks.plain import random_model
 from fastervit_trt.benchmarks.rows import ROWS_NAME, write_csv, write_rows
 from fastervit_trt.benchmarks.timing import Timer
 from fastervit_trt.console import command_app, run_command, say, step, track
@@ -38,8 +39,6 @@ from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_precision
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec
-from fastervit_trt.models.fastervit import Trunk
-from fastervit_trt.models.source import WeightSource, build_model
 
 __all__ = ["TOLERANCE", "Measured", "main", "measure_model"]
 
@@ -83,13 +82,14 @@ def measure_model(name: str, batch: int, seconds: float, threads: int, *, profil
 
 
 def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
-    def load() -> Trunk:
-        return _with_biases(build_model(ModelSpec(name), WeightSource.random())[0])
-
     exported = export_graph(
-        load, get_precision("fp32"), BatchRange(batch, batch, batch), scratch, lambda text: step(f"{name}: {text}")
+        lambda: random_model(name),
+        get_precision("fp32"),
+        BatchRange(batch, batch, batch),
+        scratch,
+        lambda text: step(f"{name}: {text}"),
     )
-    model = load()
+    model = random_model(name)
     shape = (batch, model.config.in_chans, *model.config.resolution)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     flat_folder = scratch / "flat"
@@ -98,16 +98,6 @@ def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
     inline_functions(flat)
     (flat_path, *_) = save_onnx(flat, flat_folder)
     return Workload(model, images, exported.files[0], flat_path, scratch, threads)
-
-
-@torch.no_grad()
-def _with_biases(model: Trunk) -> Trunk:
-    """Fresh models have biases of zero, which exporters drop; trained ones do not."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 def _open(name: str, work: Workload, reference: np.ndarray) -> PathResult:

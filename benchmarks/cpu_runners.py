@@ -8,10 +8,7 @@ Runtime's own kernel; ``eager`` and ``compile`` are PyTorch on the training form
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +16,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from fastervit_trt.benchmarks.plain import plain_export
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.export.onnx_graph import quiet_exporter
 from fastervit_trt.export.runtime_attention import use_runtime_attention
 from fastervit_trt.models.fastervit import Trunk
 
@@ -70,7 +69,7 @@ def _compile(work: Workload) -> Runner:
     tunes for half a minute and chooses badly when other libraries' threads are about), 224 ms with channels last.
     """
     try:
-        with _quiet():
+        with quiet_exporter():
             torch.compiler.reset()  # another model's frozen weights
             runner = _torch_runner(torch.compile(work.model, options={"freezing": True}), work.images)
             runner()
@@ -103,17 +102,8 @@ def _openvino(work: Workload) -> Runner:
 
 def _naive(work: Workload) -> Runner:
     path = work.scratch / "naive.onnx"
-    example = (
-        torch.from_numpy(work.images[:2]) if len(work.images) > 1 else torch.from_numpy(work.images).repeat(2, 1, 1, 1)
-    )
-    try:
-        with _quiet():
-            shapes = ({0: torch.export.Dim("batch", min=1)},)
-            program = torch.onnx.export(work.model, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False)
-    except torch.onnx.OnnxExporterError as error:
-        raise FasterViTError(f"torch.onnx.export: {_first_line(error)}") from error
-    assert program is not None
-    program.save(path)
+    _, channels, height, width = work.images.shape
+    ir.save(plain_export(work.model, (channels, height, width), batch=None), path)
     session = OnnxCpuSession(path, work.threads)
     return lambda: session(work.images)[0]
 
@@ -149,17 +139,3 @@ def _torch_runner(model: Callable[[torch.Tensor], torch.Tensor], images: np.ndar
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Compiler and exporter warn about their own internals, which concerns nobody here."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

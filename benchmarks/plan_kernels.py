@@ -2,39 +2,35 @@
 
 Every model is built with TensorRT-RTX three times and the kernels of each plan are counted (engines/plan.py): this
 project's export with a static batch; and the training form straight through ``torch.onnx.export``, in the same
-precision, with the same batch and with a range of batches. Weights are random: they change no count. Needs no GPU.
+precision, with the same batch and with a range of batches. Weights are random. Needs no GPU.
 """
 
 from __future__ import annotations
 
 import csv
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import torch
 import typer
 from rich.table import Table
 
 from fastervit_trt.artifacts import new_file
+from fastervit_trt.benchmarks.plain import plain_export, random_model
 from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.engines.plan import Kind, plan_kernels
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.onnx_graph import INPUT, OUTPUT, save_onnx
+from fastervit_trt.export.onnx_graph import INPUT, save_onnx
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import Precision, TypedModel, get_precision
 from fastervit_trt.host import versions
-from fastervit_trt.models.factory import ModelSpec, resolve_config
+from fastervit_trt.models.factory import resolve_config
 from fastervit_trt.models.fastervit import Trunk
-from fastervit_trt.models.source import WeightSource, build_model
 
 __all__ = ["FORMS", "PlanKernelsRow", "main", "measure_plan"]
 
@@ -99,13 +95,10 @@ def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget)
     config = resolve_config(model)
     batch, write = FORMS[form]
 
-    def load() -> Trunk:
-        return build_model(ModelSpec(model), WeightSource.random())[0]
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with step(f"{model}, {form}: ONNX"):
-            nodes = write(load, precision, batch, folder)
+            nodes = write(lambda: random_model(model), precision, batch, folder)
         with step(f"{model}, {form}: TensorRT-RTX for {target}"):
             shape = (config.in_chans, *config.resolution)
             engine = build_rtx_engine(folder / "model.onnx", folder / "plan", target, batch, INPUT, shape)
@@ -113,28 +106,18 @@ def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget)
 
 
 def _export(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
-    return export_graph(load, precision, batch, folder).nodes
+    return export_graph(load, precision, batch, folder).fusion.nodes
 
 
 def _naive(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
     """What one gets without this project: the module as it was trained, through PyTorch's exporter."""
     model = load()
-    # 0 and 1 would be specialised by the tracer, so a dynamic batch is traced with 2.
-    example = torch.zeros(2 if batch.dynamic else batch.optimum, model.config.in_chans, *model.config.resolution)
-    with _quiet():
-        program = torch.onnx.export(
-            TypedModel(model, precision),
-            (example,),
-            dynamo=True,
-            opset_version=precision.opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if batch.dynamic else None,
-            verbose=False,
-        )
-    assert program is not None
-    save_onnx(program.model, folder)
-    return len(program.model.graph)
+    shape = (model.config.in_chans, *model.config.resolution)
+    graph = plain_export(
+        TypedModel(model, precision), shape, None if batch.dynamic else batch.optimum, opset_version=precision.opset
+    )
+    save_onnx(graph, folder)
+    return len(graph.graph)
 
 
 # form → the batch it is built for, and what writes its model.onnx and counts the nodes
@@ -174,20 +157,6 @@ def _row(
         tensorrt_rtx=engine.tensorrt_rtx,
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about an absent torchvision and about its own internals; neither concerns the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @app.command()

@@ -101,16 +101,22 @@ def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> int:
 
 
 def fold_final_batchnorm_into_head(model: nn.Module) -> int:
-    """BN → mean → linear becomes mean → linear: BN is affine per channel and commutes with the mean."""
+    """BN → mean → linear becomes mean → linear: BN is affine per channel and commutes with the mean.
+
+    A head that is no linear layer keeps its BatchNorm.
+    """
     folded = 0
     for classifier in model.modules():
         if not isinstance(classifier, FasterViT) or not isinstance(classifier.norm, nn.BatchNorm2d):
             continue
         norm, head = classifier.norm, classifier.head
+        if type(head) is not nn.Linear:
+            continue
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
-        classifier.head = _linear(head.weight * scale, head.bias + head.weight @ shift)
+        bias = head.weight @ shift
+        classifier.head = _linear(head.weight * scale, bias if head.bias is None else head.bias + bias)
         classifier.norm = nn.Identity()  # type: ignore[assignment]
         folded += 1
     return folded

@@ -65,14 +65,14 @@ def add_functions(model: ir.Model, trace: Trace) -> None:
         calls = [node for node in fused_calls(model) if node.op_type == operator.onnx_name]
         bodies: dict[Any, ir.Graph] = {}
         for call in calls:
-            if _signature(call) not in bodies:
-                bodies[_signature(call)] = _body(operator, call, trace)
+            if _signature(operator, call) not in bodies:
+                bodies[_signature(operator, call)] = _body(operator, call, trace)
         if not bodies:
             continue
         varying = _varying_constants(operator, list(bodies.values()))
         for call in calls:
             for use, name in varying.items():
-                call.attributes[name] = ir.AttrInt64s(name, _constant(bodies[_signature(call)], use))
+                call.attributes[name] = ir.AttrInt64s(name, _constant(bodies[_signature(operator, call)], use) or [])
             call.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
             call.attributes["plugin_version"] = ir.AttrString("plugin_version", PLUGIN_VERSION)
         function = _function(operator, next(iter(bodies.values())), varying)
@@ -117,15 +117,10 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
     )
 
 
-def _signature(call: ir.Node) -> Any:
+def _signature(operator: Operator, call: ir.Node) -> Any:
     """What the body of a call depends on: sizes, types and attributes, not the batch."""
-    inputs = tuple((_example_shape(value), value.dtype) for value in call.inputs)
-    attributes = tuple(sorted((a.name, a.value) for a in call.attributes.values() if a.name in _declared(call)))
-    return call.op_type, inputs, attributes
-
-
-def _declared(call: ir.Node) -> dict[str, str]:
-    return next(operator for operator in OPERATORS if operator.onnx_name == call.op_type).attributes
+    inputs = tuple((_example_shape(value), _torch_dtype(value)) for value in call.inputs)
+    return inputs, tuple(call.attributes[name].value for name in operator.attributes)
 
 
 def _body(operator: Operator, call: ir.Node, trace: Trace) -> ir.Graph:
@@ -209,7 +204,7 @@ def _function(operator: Operator, body: ir.Graph, varying: dict[_Use, str]) -> i
         content = ir.AttrTensor("value", ir.tensor(old.const_value.numpy())) if name is None else _reference(name)
         constant = ir.Node("", "Constant", [], attributes=[content], name=f"{node.name}/input{position}")
         constant.outputs[0].name = f"{node.name}/input{position}"
-        constant.outputs[0].dtype, constant.outputs[0].shape = old.dtype, old.shape
+        constant.outputs[0].type, constant.outputs[0].shape = old.type, old.shape
         node.replace_input_with(position, constant.outputs[0])
         body.insert_before(node, constant)
     body.initializers.clear()
@@ -244,14 +239,15 @@ def _inline(model: ir.Model, call: ir.Node, function: ir.Function) -> None:
             metadata_props=dict(call.metadata_props),
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.dtype, new.name = old.dtype, f"{call.name}/{old.name}"
+            new.type, new.name = old.type, f"{call.name}/{old.name}"
             actual[old] = new
         graph.insert_before(call, copy)
     for old, result in zip(call.outputs, function.outputs, strict=True):
         new_value = actual[result]
         assert new_value is not None
-        new_value.shape, new_value.dtype = old.shape, old.dtype
-        ir.convenience.replace_all_uses_with(old, new_value)
+        new_value.shape, new_value.type, name = old.shape, old.type, old.name
+        ir.convenience.replace_all_uses_with(old, new_value, replace_graph_outputs=True)
+        old.name, new_value.name = f"{name}/call", name
     graph.remove(call, safe=True)
 
 
@@ -263,6 +259,6 @@ def _initializer(graph: ir.Graph, call: ir.Node, constant: ir.Node) -> ir.Value:
     else:
         tensor = attribute.value
     name = f"{call.name}/{constant.outputs[0].name}"
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
     graph.initializers[name] = value
     return value

@@ -22,7 +22,7 @@ from fastervit_trt.export.functions import add_functions, exporter_translations,
 from fastervit_trt.export.fusion import BLOCK, block_of_module, check_operators, record_operators
 from fastervit_trt.export.precision import TypedModel
 
-__all__ = ["INPUT", "OUTPUT", "onnx_from_torch", "save_onnx"]
+__all__ = ["INPUT", "OUTPUT", "export_failure", "onnx_from_torch", "quiet_exporter", "save_onnx"]
 
 INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
 
@@ -83,7 +83,7 @@ def save_onnx(model: ir.Model, folder: Path) -> list[Path]:
 
 def _exported(module: nn.Module, examples: tuple[torch.Tensor, ...], opset: int, **options: Any) -> ir.Model:
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 module,
                 examples,
@@ -94,13 +94,20 @@ def _exported(module: nn.Module, examples: tuple[torch.Tensor, ...], opset: int,
                 **options,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).splitlines()[0]
         raise FasterViTError(
-            f"torch {torch.__version__} cannot export this model to ONNX opset {opset}: {reason}; "
+            f"torch {torch.__version__} cannot export this model to ONNX opset {opset}: {export_failure(error)}; "
             "report it with the model name and versions"
         ) from error
     assert program is not None
     return program.model
+
+
+def export_failure(error: BaseException) -> str:
+    """The reason in an exporter's many lines: the exception it started from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 class _Definition(nn.Module):
@@ -167,9 +174,9 @@ def _strip_private_metadata(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns about an absent torchvision and about its own internals; neither concerns the user."""
-    logger = logging.getLogger("torch.onnx")
+def quiet_exporter() -> Iterator[None]:
+    """Within, PyTorch's exporter and compiler keep to themselves what they think of torchvision and their internals."""
+    logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -45,7 +45,7 @@ def _replaceable(call: ir.Node) -> bool:
 def _replace(graph: ir.Graph, call: ir.Node) -> None:
     qkv, bias = call.inputs
     assert qkv is not None and bias is not None and bias.shape is not None
-    heads, tokens = (int(size) for size in bias.shape[1:3])
+    _, heads, tokens, _ = bias.shape.numpy()
     projection = qkv.producer()
     assert projection is not None
     constants = [

@@ -64,8 +64,9 @@ class Trunk(nn.Module):
 
     def _retarget(self, config: FasterViTConfig) -> None:
         for i, level in enumerate(self.levels):
-            if not isinstance(level, ConvStage):
-                level.retarget(config.geometry(i))
+            retarget = getattr(level, "retarget", None)  # of HAT stages, in whatever form
+            if callable(retarget):
+                retarget(config.geometry(i))
 
 
 class FasterViT(Trunk):

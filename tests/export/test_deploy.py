@@ -130,6 +130,26 @@ def test_every_variant_computes_the_same_with_the_counts_of_its_rewrites(name: s
         assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("head", "folded"),
+    [
+        (torch.nn.Linear(64, 5), 1),
+        (torch.nn.Linear(64, 5, bias=False), 1),
+        (torch.nn.Sequential(torch.nn.Linear(64, 5), torch.nn.ReLU()), 0),
+        (torch.nn.Identity(), 0),
+    ],
+    ids=["linear", "no bias", "several layers", "none"],
+)
+@torch.inference_mode()
+def test_heads_of_ones_own(head: torch.nn.Module, folded: int) -> None:
+    model, images = model_and_images({}, 2)
+    model.head = head
+    expected = model(images)
+    deployed, report = deploy_form(model)
+    assert report.changes["fold_final_batchnorm_into_head"] == folded
+    assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
 def test_every_registered_variant_has_its_counts() -> None:
     assert set(COUNTS) == {name for name in list_models() if "digits" not in name}
 

@@ -82,7 +82,7 @@ VARIANTS: dict[str, tuple[int, int, int, str]] = {
     "faster_vit_5_224": (12 + 5, 12, 3 + 3 + 17 + 12, "WindowReverseWithPropagation"),
     "faster_vit_6_224": (16 + 8, 16, 3 + 3 + 24 + 16, "WindowReverseWithPropagation"),
     "faster_vit_4_21k_224": (12 + 5, 0, 3 + 3 + 17, "WindowReverse"),
-    "faster_vit_4_21k_768": (12 + 5, 0, 3 + 3 + 17, "WindowReverse"),
+    "faster_vit_4_21k_384": (12 + 5, 0, 3 + 3 + 17, "WindowReverse"),
     "faster_vit_0_any_res": (6 + 5, 6, 2 + 3 + 11 + 6, "WindowReverseWithCarriers"),
     "faster_vit_4_any_res": (12 + 5, 12, 3 + 3 + 17 + 12, "WindowReverseWithPropagation"),
 }
@@ -120,17 +120,17 @@ def test_blocks_are_named_as_in_the_graph(module: str, block: str) -> None:
 
 
 # 4 windows of 2x2 tokens and one carrier each, of 4 channels in 2 heads; a batch of 2
-_TOKENS, _MAP, _TABLE = torch.zeros(8, 5, 4), torch.zeros(2, 4, 4, 4), torch.zeros(1, 5, 4)
+_TOKENS, _MAP, _TABLE = torch.zeros(8, 5, 4), torch.zeros(2, 4, 4, 4), torch.zeros(1, 4, 4)
 _ATTENTION = (torch.ones(4), torch.zeros(4), torch.zeros(12, 4), torch.zeros(12))
 EXAMPLES: dict[str, tuple[tuple[torch.Tensor, ...], dict[str, int | float]]] = {
-    "WindowPartition": ((_MAP, _TABLE[:, 1:]), {"window": 2}),
-    "WindowPartitionWithCarriers": ((_MAP, torch.zeros(2, 4, 2, 2), _TABLE), {"window": 2}),
+    "WindowPartition": ((_MAP, _TABLE), {"window": 2}),
+    "WindowPartitionWithCarriers": ((_MAP, torch.zeros(2, 4, 2, 2), torch.zeros(1, 5, 4)), {"window": 2}),
     "WindowAttention": ((torch.zeros(40, 12), torch.zeros(1, 2, 5, 5)), {}),
     "CarrierAttention": (
-        (_TOKENS, _TABLE[:, 1:], *_ATTENTION, torch.zeros(1, 2, 4, 4), torch.zeros(4, 4), torch.zeros(4)),
+        (_TOKENS, _TABLE, *_ATTENTION, torch.zeros(1, 2, 4, 4), torch.zeros(4, 4), torch.zeros(4)),
         {"carriers": 1, "eps": 1e-5},
     ),
-    "WindowReverse": ((_TOKENS[:, 1:],), {"window": 2, "height": 4, "width": 4}),
+    "WindowReverse": ((torch.zeros(8, 4, 4),), {"window": 2, "height": 4, "width": 4}),
     "WindowReverseWithCarriers": ((_TOKENS,), {"carriers": 1, "window": 2, "height": 4, "width": 4}),
     "WindowReverseWithPropagation": (
         (_TOKENS, torch.ones(4)),
