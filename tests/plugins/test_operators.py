@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,22 @@ def test_call_and_torch_operator_are_the_reference(name: str, sizes: str, dtype:
         assert actual.dtype == dtype
         assert actual.shape == result_shape(operator, SIZES[sizes])
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_call_hands_over_every_argument_and_what_is_left_out_as_none_or_0(name: str) -> None:
+    operator, calls = BY_NAME[name], []
+
+    @functools.wraps(operator.reference)
+    def recorder(**arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return torch.zeros(())
+
+    tensors, attributes = inputs_of(operator, SIZES["three images"])
+    replace(operator, reference=recorder).call(tensors, attributes)
+    expected = dict(zip(operator.arguments, torch_arguments(operator, tensors, attributes), strict=True))
+    assert calls == [expected]
+    assert all(type(calls[0][name]) is type(expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
