@@ -81,7 +81,7 @@ OPERATORS: tuple[Operator, ...] = (
 def _register(definition: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     @functools.wraps(definition)
     def real(*args: object) -> Tensor:
-        result = definition(*args)
+        result = definition(*args).contiguous()  # as the fake says, and as kernels write
         memory = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
         # Degenerate sizes (one window, one token) make some of them views, which an operator must not return.
         return result.clone() if result.untyped_storage().data_ptr() in memory else result
