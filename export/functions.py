@@ -259,6 +259,8 @@ def _initializer(graph: ir.Graph, call: ir.Node, constant: ir.Node) -> ir.Value:
     else:
         tensor = attribute.value
     name = f"{call.name}/{constant.outputs[0].name}"
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+    )
     graph.initializers[name] = value
     return value
