@@ -57,7 +57,7 @@ def draw_paths(rows: Sequence[CpuPathRow], folder: Path) -> Path:
     from matplotlib import pyplot as plt
 
     models = list(dict.fromkeys(row.model for row in rows))
-    figure, panels = plt.subplots(1, len(models), figsize=(4.6 * len(models), 3.6), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(models), figsize=(5.8 * len(models), 3.6), layout="constrained", squeeze=False)
     for axes, model in zip(panels[0], models, strict=True):
         _draw_panel(axes, [row for row in rows if row.model == model and row.timed])
     path = folder / CHART_NAME
