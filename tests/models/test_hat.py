@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from fastervit_trt.models.hat_examples import ConvNetWithHAT, PatchMerging, Swin
 from fastervit_trt.models.position import PositionModule
 from tests.conftest import ROOT, fill_from_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
+
 PAGE = ROOT / "models" / "README.md"
 DERIVED = ("relative_bias", "relative_coords_table", "relative_position_index")
 
@@ -34,15 +36,6 @@ EXAMPLES: dict[str, Callable[[Size], Any]] = {
     "convnet": lambda size: ConvNetWithHAT(size, 4, dim=32, window=2, ct_size=1),
     "swin": lambda size: SwinWithHAT(size, 4, depths=(1, 1), heads=(1, 2), window=4),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors here are so small that threads cost more time than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,15 +54,6 @@ SIZES = {
     "windows of one token": Sizes(1, (2, 3), 1, 1),
     "one of everything": Sizes(1, (1, 1), 1, 1, channels=1, heads=1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors here are so small that threads cost more time than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -323,6 +313,8 @@ importlib.reload(reference)
 assert registered() == [], registered()
 import fastervit_trt.plugins.operators as operators
 import fastervit_trt.plugins.operators
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
 names = registered()
 print(*names)
 importlib.reload(operators)

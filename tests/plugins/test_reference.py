@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,20 +14,13 @@ from fastervit_trt.models import geometry
 from fastervit_trt.models.hat import _nearest_index
 from fastervit_trt.plugins import reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
+
 Grid = tuple[int, int]
 
 # Of the largest value: a few roundings of float32 and float64.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 GRIDS = ((1, 1), (2, 2), (2, 3), (3, 1))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors here are so small that threads cost more time than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
