@@ -20,6 +20,8 @@ from fastervit_trt.models.geometry import StageGeometry
 from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, Operator
 from tests.conftest import fill_from_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
+
 BY_NAME = {operator.onnx_name: operator for operator in OPERATORS}
 TORCH_NAMES = ("carrier_attention", "window_attention", "window_partition", "window_reverse")
 
@@ -313,8 +315,6 @@ importlib.reload(reference)
 assert registered() == [], registered()
 import fastervit_trt.plugins.operators as operators
 import fastervit_trt.plugins.operators
-
-pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
 names = registered()
 print(*names)
 importlib.reload(operators)
