@@ -59,12 +59,14 @@ class GemmSize:
 
 
 def gemm_sizes(path: Path) -> Counter[GemmSize]:
-    """Sizes in the graph at ``path`` (static batch) and how many nodes have each.
+    """Sizes in the graph at ``path`` (flat, static batch) and how many nodes have each.
 
     Raises:
-        FasterViTError: the shape of an operand is not known, as with a dynamic batch.
+        FasterViTError: the graph hides products in functions, or the shape of an operand is not known.
     """
     model = shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+    if model.functions:
+        raise FasterViTError(f"'{path.name}' calls functions, which hide matrix products; export it with --inline")
     shapes, constants = _shapes(model.graph), {i.name for i in model.graph.initializer}
     sizes: Counter[GemmSize] = Counter()
     for node in model.graph.node:

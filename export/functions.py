@@ -20,7 +20,7 @@ import torch
 from onnxscript import values
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, Operator
+from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, SCALARS, Operator
 
 __all__ = ["Trace", "add_functions", "exporter_translations", "fused_calls", "inline_functions"]
 
@@ -95,7 +95,8 @@ def _translation(variants: Sequence[Operator]) -> Callable[..., Any]:
 
     def translate(*args: Any) -> Any:
         given = dict(zip(names, args, strict=True))
-        left_out = {name for variant in variants for name in variant.without if given[name] is None or given[name] == 0}
+        optional = {name for variant in variants for name in variant.without}
+        left_out = {name for name in optional if given[name] is None or (name in SCALARS and given[name] == 0)}
         variant = next(v for v in variants if set(v.without) == left_out)
         scalars = {name: given[name] for name in variant.attributes}
         return onnx_operators[variant.onnx_name](*(given[name] for name in variant.inputs), **scalars)
@@ -136,11 +137,12 @@ def _body(operator: Operator, call: ir.Node, trace: Trace) -> ir.Graph:
 def _example_shape(value: ir.Value | None) -> tuple[int, ...]:
     """The shape, with numbers for what depends on the batch."""
     assert value is not None and value.shape is not None, value
-    return tuple(dim if isinstance(dim, int) else _of_example_batch(str(dim)) for dim in value.shape)
+    return tuple(dim if isinstance(dim, int) else _of_example_batch(str(dim.value)) for dim in value.shape)
 
 
 def _of_example_batch(dimension: str) -> int:
-    expression = sympy.sympify(dimension.split("(")[-1].rstrip(")") if dimension.startswith("Sym") else dimension)
+    """``212*batch`` as a number."""
+    expression = sympy.sympify(dimension)
     return int(expression.subs(dict.fromkeys(expression.free_symbols, _EXAMPLE_BATCH)))
 
 
@@ -236,6 +238,7 @@ def _inline(model: ir.Model, call: ir.Node, function: ir.Function) -> None:
             [actual[value] for value in node.inputs],
             attributes=list(node.attributes.values()),
             num_outputs=len(node.outputs),
+            name=f"{call.name}/{node.name}",
             metadata_props=dict(call.metadata_props),
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):

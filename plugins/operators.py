@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fastervit_trt.plugins import reference
 
-__all__ = ["DOMAIN", "OPERATORS", "PLUGIN_VERSION", "Operator"]
+__all__ = ["DOMAIN", "OPERATORS", "PLUGIN_VERSION", "SCALARS", "Operator"]
 
 DOMAIN = "fastervit"  # of ONNX and of torch.library, and the plugin namespace of TensorRT
 PLUGIN_VERSION = "1"
 
-_SCALARS = ("carriers",)  # arguments that are left out by being 0 instead of None
+SCALARS = ("carriers",)  # arguments that are left out by being 0 instead of None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Operator:
     def call(self, tensors: Sequence[Tensor], attributes: Mapping[str, int | float]) -> Tensor:
         """What the operator means."""
         given = {**dict(zip(self.inputs, tensors, strict=True)), **attributes}
-        left_out = {name: None if name not in _SCALARS else 0 for name in self.without}
+        left_out = {name: None if name not in SCALARS else 0 for name in self.without}
         return self.reference(**given, **left_out)
 
     def _arguments(self) -> list[tuple[str, str]]:

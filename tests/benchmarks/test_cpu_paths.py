@@ -20,7 +20,7 @@ from fastervit_trt.benchmarks.cpu_rows import path_rows
 from fastervit_trt.benchmarks.cpu_runners import RUNNERS, MissingPackageError, Runner, Workload
 from fastervit_trt.benchmarks.gemm_sizes import GemmSize, gemm_sizes
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.deploy import bake_position_tables
 from fastervit_trt.models.factory import create_model
 
 MODEL, BATCH = "faster_vit_digits_s", 3
@@ -56,7 +56,8 @@ def test_every_path_has_a_row_and_those_that_ran_compute_the_same(results: Path)
 
 
 def test_the_floor_counts_the_arithmetic_that_pytorch_counts(results: Path) -> None:
-    model, _ = deploy_form(create_model(MODEL).eval())  # the training form computes its position tables besides
+    model = create_model(MODEL).eval()
+    bake_position_tables(model)  # the training form computes them besides
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(BATCH, 3, *model.config.resolution))
     (row, *_) = json.loads((results / "rows.json").read_text())
@@ -116,25 +117,30 @@ def test_a_path_that_computes_something_else_is_failed_and_not_timed(monkeypatch
     assert all(row.latency_ms is None and row.note for name, row in rows.items() if name != "export")
 
 
-def test_local_functions_are_counted_and_unknown_shapes_refused(tmp_path: Path) -> None:
+def test_products_within_functions_and_of_unknown_shape_are_refused(tmp_path: Path) -> None:
     body = helper.make_function(
         "fastervit", "Project", ["x", "w"], ["y"], [helper.make_node("MatMul", ["x", "w"], ["y"])],
         [helper.make_opsetid("", 19)],
     )  # fmt: skip
     weight = onnx.numpy_helper.from_array(np.zeros((5, 7), np.float32), "w")
-    for batch in (3, "batch"):
+    for name, batch, functions in (("3", 3, []), ("batch", "batch", []), ("called", 3, [body])):
+        node = helper.make_node("MatMul", ["x", "w"], ["y"], name="proj")
+        if functions:
+            node = helper.make_node("Project", ["x", "w"], ["y"], domain="fastervit", name="proj")
         graph = helper.make_graph(
-            [helper.make_node("Project", ["x", "w"], ["y"], domain="fastervit", name="proj")],
+            [node],
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4, 5])],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4, 7])],
             [weight],
         )
         opsets = [helper.make_opsetid("", 19), helper.make_opsetid("fastervit", 1)]
-        onnx.save(helper.make_model(graph, functions=[body], opset_imports=opsets), tmp_path / f"{batch}.onnx")
+        onnx.save(helper.make_model(graph, functions=functions, opset_imports=opsets), tmp_path / f"{name}.onnx")
     assert gemm_sizes(tmp_path / "3.onnx") == {GemmSize("matmul", 12, 7, 5): 1}
     with pytest.raises(FasterViTError, match="static"):
         gemm_sizes(tmp_path / "batch.onnx")
+    with pytest.raises(FasterViTError, match=r"'called\.onnx' calls functions"):
+        gemm_sizes(tmp_path / "called.onnx")
 
 
 def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
