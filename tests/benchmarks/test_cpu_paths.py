@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_every_path_has_a_row_and_those_that_ran_compute_the_same(results: Path)
     rows = {row["path"]: row for row in json.loads((results / "rows.json").read_text())}
     assert list(rows) == list(RUNNERS)
     allowed = {name: {"ok"} for name in RUNNERS} | {"openvino": {"ok", "skipped"}}
+    if shutil.which("g++") is None:
+        allowed["compile"] = {"failed"}  # inductor compiles C++
     for name, row in rows.items():
         assert row["status"] in allowed[name], row["note"]
         if row["status"] == "ok":
