@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,7 +183,7 @@ def _path_row(path: PathResult, turns: Turns) -> CpuPathRow:
         python=installed["python"],
         torch=installed["torch"],
         onnxruntime=installed.get("onnxruntime", installed.get("onnxruntime-gpu", "")),
-        openvino=_openvino_version(),
+        openvino=installed.get("openvino"),
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -195,10 +194,3 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> list[float | None]:
         return [None, None, None]
     ratios = np.asarray(over) / np.asarray(under)
     return [float(value) for value in np.percentile(ratios, _PERCENTILES)]
-
-
-def _openvino_version() -> str | None:
-    try:
-        return importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -7,13 +7,12 @@ builds the engine.
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -23,6 +22,7 @@ import typer
 from rich.table import Table
 
 from fastervit_trt.artifacts import Manifest, new_file
+from fastervit_trt.benchmarks.rows import write_csv
 from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import cpu_name, usable_cpus, versions
@@ -141,10 +141,8 @@ def scale_command(
     for name in track(names, "exporting"):
         rows.append(measure_export(name, precision, compute_capability))
         # after every row, so that an interruption loses one export and not an hour
-        with new_file(output, overwrite=overwrite or len(rows) > 1) as path, path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, [f.name for f in fields(ExportScaleRow)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        with new_file(output, overwrite=overwrite or len(rows) > 1) as path:
+            write_csv(rows, path)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "parameters", "seconds", "peak MiB", "with builder MiB", "ONNX MB", "engine MB"):
         table.add_column(column, justify="left" if column == "model" else "right")

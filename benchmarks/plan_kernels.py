@@ -7,10 +7,9 @@ precision, with the same batch and with a range of batches. Weights are random. 
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from fastervit_trt.artifacts import new_file
 from fastervit_trt.benchmarks.plain import plain_export, random_model
+from fastervit_trt.benchmarks.rows import write_csv
 from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.engines.plan import Kind, plan_kernels
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
@@ -175,17 +175,10 @@ def kernels_command(
     with new_file(output, overwrite=overwrite) as path:
         jobs = [(name, form) for name in names for form in FORMS]
         rows = [measure_plan(name, form, typed, target) for name, form in jobs]
-        _write(rows, path)
+        write_csv(rows, path)
     for name in names:
         console.print(_table([row for row in rows if row.model == name]), "")
     say(f"rows: {output}")
-
-
-def _write(rows: Sequence[PlanKernelsRow], path: Path) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(PlanKernelsRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def _table(rows: Sequence[PlanKernelsRow]) -> Table:

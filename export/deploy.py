@@ -124,13 +124,7 @@ def fold_final_batchnorm_into_head(model: nn.Module) -> int:
 
 def bake_position_tables(model: nn.Module) -> int:
     """Every position MLP depends on its weights only: evaluate it once and keep the table."""
-    baked = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, PositionModule):
-                setattr(parent, name, BakedTable(child()))
-                baked += 1
-    return baked
+    return _replace(model, lambda module: BakedTable(module()) if isinstance(module, PositionModule) else None)
 
 
 def fold_attention_scale_into_q(model: nn.Module) -> int:
@@ -215,13 +209,18 @@ def pad_head_dims(model: nn.Module, multiple: int) -> int:
 
 def pack_carriers_into_windows(model: nn.Module) -> int:
     """Every HAT stage keeps its carriers as the first rows of their windows, on the fused operators. Last of all."""
-    packed = 0
+    return _replace(model, lambda module: PackedHATStage(module) if isinstance(module, HATStage) else None)
+
+
+def _replace(model: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Put what ``make`` makes of a module within ``model`` in its place, None: it stays; how many were replaced."""
+    replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, HATStage):
-                setattr(parent, name, PackedHATStage(child))
-                packed += 1
-    return packed
+            if (replacement := make(child)) is not None:
+                setattr(parent, name, replacement)
+                replaced += 1
+    return replaced
 
 
 def _scaled_linear(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:

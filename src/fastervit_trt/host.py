@@ -19,6 +19,7 @@ _PACKAGES = (
     "onnx",
     "onnxscript",
     "onnx-ir",
+    "openvino",
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
