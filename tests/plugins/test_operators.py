@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from tests.conftest import fill_from_names
 pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save
 
 BY_NAME = {operator.onnx_name: operator for operator in OPERATORS}
-TORCH_NAMES = ("carrier_attention", "window_attention", "window_partition", "window_reverse")
+TORCH_NAMES = ("carrier_attention", "fused_window_attention", "window_attention", "window_partition", "window_reverse")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def inputs_of(operator: Operator, sizes: Sizes) -> tuple[list[torch.Tensor], dic
         "table_1NC": (1, tokens, channels),
         "tok_WnNC": (of_batch, tokens, channels),
         "gamma_C": (channels,),
+        "x_XC": (of_batch * tokens, channels),
         "qkv_X3D": (of_batch * tokens, 3 * channels),
         "bias_1hNN": (1, heads, tokens, tokens),
         "table_1GC": (1, of_image, channels),
@@ -96,6 +98,7 @@ def result_shape(operator: Operator, sizes: Sizes) -> tuple[int, ...]:
         "window_partition": (of_batch, tokens, channels),
         "window_reverse": (sizes.batch, channels, *(n * sizes.window for n in sizes.grid)),
         "window_attention": (of_batch * tokens, channels),
+        "fused_window_attention": (of_batch * tokens, channels),
         "carrier_attention": (of_batch * sizes.ct_size**2, channels),
     }[operator.torch_name]
 
@@ -117,7 +120,10 @@ def backwards_in_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 # What ONNX sees: inputs, attributes, and the inputs that grow with the batch.
-WEIGHTS = "norm_weight_C norm_bias_C qkv_weight_3DC qkv_bias_3D bias_1hGG proj_weight_CD proj_bias_C".split()
+def weights(bias: str) -> list[str]:
+    return f"norm_weight_C norm_bias_C qkv_weight_3DC qkv_bias_3D {bias} proj_weight_CD proj_bias_C".split()
+
+
 WINDOWS = {"window": "int", "height": "int", "width": "int"}
 DESCRIPTIONS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "WindowPartition": (["x_BCHW", "table_1NC"], {"window": "int"}, ["x_BCHW"]),
@@ -127,7 +133,12 @@ DESCRIPTIONS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
         ["x_BCHW", "carriers_BCHW"],
     ),
     "WindowAttention": (["qkv_X3D", "bias_1hNN"], {}, ["qkv_X3D"]),
-    "CarrierAttention": (["tok_WnNC", "table_1GC", *WEIGHTS], {"carriers": "int", "eps": "float"}, ["tok_WnNC"]),
+    "FusedWindowAttention": (["x_XC", *weights("bias_1hNN")], {"eps": "float"}, ["x_XC"]),
+    "CarrierAttention": (
+        ["tok_WnNC", "table_1GC", *weights("bias_1hGG")],
+        {"carriers": "int", "eps": "float"},
+        ["tok_WnNC"],
+    ),
     "WindowReverse": (["tok_WnNC"], WINDOWS, ["tok_WnNC"]),
     "WindowReverseWithCarriers": (["tok_WnNC"], {"carriers": "int", **WINDOWS}, ["tok_WnNC"]),
     "WindowReverseWithPropagation": (["tok_WnNC", "gamma_C"], {"carriers": "int", **WINDOWS}, ["tok_WnNC"]),
@@ -320,12 +331,16 @@ print(*names)
 importlib.reload(operators)
 assert registered() == names, registered()
 x = torch.arange(16.0).reshape(1, 1, 4, 4)
+assert all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") for name in names)
+assert not torch.cuda.is_initialized()
 tok = torch.ops.{DOMAIN}.window_partition(x, None, torch.zeros(1, 4, 1), 2)
 assert tok[0].flatten().tolist() == [0, 1, 4, 5], tok
 """
 
 
-def test_registration_happens_once_and_with_the_operators_only() -> None:
-    run = subprocess.run([sys.executable, "-W", "error", "-c", REGISTRATION], capture_output=True, text=True)
+def test_registration_happens_once_with_the_operators_only_and_looks_for_no_library() -> None:
+    environment = {**os.environ, "FASTERVIT_TRT_PLUGINS": "nowhere"}
+    command = [sys.executable, "-W", "error", "-c", REGISTRATION]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [f"{DOMAIN}::{name}" for name in TORCH_NAMES]

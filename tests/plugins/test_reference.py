@@ -197,6 +197,63 @@ def test_the_nearest_carrier_is_the_one_of_the_model() -> None:
             assert torch.equal(nearest, _nearest_index(ct_size, window)), (window, ct_size)
 
 
+# The attention half of a block.
+
+
+class AttentionHalf(nn.Module):
+    """LayerNorm, projections and SDPA as modules: rows of windows (X, C) → (X, C), residual added."""
+
+    def __init__(self, channels: int, heads: int, dim: int, tokens: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=eps, dtype=dtype)
+        self.qkv = nn.Linear(channels, 3 * heads * dim, dtype=dtype)
+        self.proj = nn.Linear(heads * dim, channels, dtype=dtype)
+        for seed, name in enumerate(("weight", "bias")):
+            setattr(self.norm, name, nn.Parameter(1 + noise(channels, seed=seed, dtype=dtype) / 4))
+        for linear in (self.qkv, self.proj):
+            linear.weight = nn.Parameter(noise(*linear.weight.shape, dtype=dtype) * linear.in_features**-0.5)
+            linear.bias = nn.Parameter(noise(*linear.bias.shape, seed=2, dtype=dtype))
+        self.bias = noise(1, heads, tokens, tokens, seed=4, dtype=dtype)
+
+    def forward(self, x_XC: torch.Tensor) -> torch.Tensor:
+        q, k, v = heads_of(self.qkv(self.norm(x_XC)), self.bias)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, scale=1.0)
+        return x_XC + self.proj(rows_of(context))
+
+    @property
+    def weights(self) -> Any:
+        norm, qkv, proj = self.norm, self.qkv, self.proj
+        return norm.weight, norm.bias, qkv.weight, qkv.bias, self.bias, proj.weight, proj.bias
+
+
+def windows_of(case: str, eps: float, dtype: torch.dtype) -> tuple[AttentionHalf, torch.Tensor]:
+    """Fewer channels than in the heads, and small rows, so that eps matters."""
+    tokens, heads, dim, windows = ATTENTIONS[case]
+    channels = heads * dim // 2 + 3
+    rows = noise(windows * tokens, channels, seed=5, dtype=dtype) / 2
+    return AttentionHalf(channels, heads, dim, tokens, eps, dtype), rows
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("case", ATTENTIONS)
+@torch.inference_mode()
+def test_fused_window_attention_is_what_modules_compute(case: str, dtype: torch.dtype, eps: float) -> None:
+    modules, rows = windows_of(case, eps, dtype)
+    assert_near(reference.fused_window_attention(rows, *modules.weights, eps=eps), modules(rows), TOLERANCES[dtype])
+
+
+@torch.inference_mode()
+def test_fused_window_attention_keeps_windows_apart() -> None:
+    modules, rows = windows_of("7x7 and 4 carriers", 1e-5, torch.float32)
+    expected = reference.fused_window_attention(rows, *modules.weights, eps=1e-5)
+    rows[60] = torch.nan
+    first, second, third = reference.fused_window_attention(rows, *modules.weights, eps=1e-5).split(53)
+    assert second.isnan().all()
+    assert torch.equal(first, expected[:53])
+    assert torch.equal(third, expected[106:])
+
+
 # Attention of the carriers.
 
 # images, windows, carriers per window, tokens per window, heads, head dim, channels
@@ -212,23 +269,14 @@ CARRIER_ATTENTIONS = {
 
 
 class CarrierAttention(nn.Module):
-    """The same as modules: gathers the carriers one by one, attends with SDPA."""
+    """The same on carriers, gathered one by one."""
 
     def __init__(self, case: str, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.images, self.windows, self.carriers, tokens, heads, dim, channels = CARRIER_ATTENTIONS[case]
-        shapes = {"weight": (channels,), "bias": (channels,)}
-        self.norm = nn.LayerNorm(channels, eps=eps, dtype=dtype)
-        self.qkv = nn.Linear(channels, 3 * heads * dim, dtype=dtype)
-        self.proj = nn.Linear(heads * dim, channels, dtype=dtype)
-        for seed, (name, shape) in enumerate(shapes.items()):
-            setattr(self.norm, name, nn.Parameter(1 + noise(*shape, seed=seed, dtype=dtype) / 4))
-        for linear in (self.qkv, self.proj):
-            linear.weight = nn.Parameter(noise(*linear.weight.shape, dtype=dtype) * linear.in_features**-0.5)
-            linear.bias = nn.Parameter(noise(*linear.bias.shape, seed=2, dtype=dtype))
         of_image = self.windows * self.carriers
+        self.attention = AttentionHalf(channels, heads, dim, of_image, eps, dtype)
         self.table = noise(1, of_image, channels, seed=3, dtype=dtype)
-        self.bias = noise(1, heads, of_image, of_image, seed=4, dtype=dtype)
         # Small tokens, so that eps matters.
         self.tok = noise(self.images * self.windows, self.carriers + tokens, channels, seed=5, dtype=dtype) / 2
 
@@ -240,15 +288,11 @@ class CarrierAttention(nn.Module):
                 for image in range(self.images)
             ]
         )
-        ct = ct + self.table
-        q, k, v = heads_of(self.qkv(self.norm(ct)).flatten(0, 1), self.bias)
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, scale=1.0)
-        return ct.flatten(0, 1) + self.proj(rows_of(context))
+        return self.attention((ct + self.table).flatten(0, 1))
 
     def of_reference(self) -> torch.Tensor:
-        norm, qkv, proj = self.norm, self.qkv, self.proj
-        weights: Any = (norm.weight, norm.bias, qkv.weight, qkv.bias, self.bias, proj.weight, proj.bias)
-        return reference.carrier_attention(self.tok, self.table, *weights, carriers=self.carriers, eps=norm.eps)
+        attention = self.attention
+        return reference.carrier_attention(self.tok, self.table, *attention.weights, self.carriers, attention.norm.eps)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])

@@ -1,0 +1,242 @@
+// context = softmax(q kᵀ + bias) v for windows of up to 80 tokens, whole windows in shared memory and registers.
+//
+// A block serves one head and walks over windows (blockIdx.y, blockIdx.y + gridDim.y, ...): its bias stays in registers,
+// and the next window arrives while this one is worked on. One warp takes 16 queries against all keys, so that a softmax
+// row lives in four lanes and needs no second pass.
+//
+// Legend: N tokens, d head dim, both padded with zeros to multiples of 16 in shared memory.
+// Shared memory: [stage][window of the block][q, k, v][N][d + 8]; int8: [window][q, k, v][N][d + 8] widened to fp16, then
+// [stage][window][q, k, v][N][d] raw. The context leaves through the rows that held its own queries, so that global memory
+// is written in 16-byte pieces.
+//
+// Staircase: 1 plain.cu; 2 this: QKV read once, packed, as the projection left it; bias once per block.
+#include <type_traits>
+
+#include "../common/fragments.h"
+#include "../common/launch.h"
+#include "../common/types.h"
+#include "tactics.h"
+#include "tile_config.h"
+
+namespace fastervit::window_attention {
+namespace {
+
+constexpr int kPiece = 8;  // elements that move together: 16 bytes of 16-bit elements, 8 of int8
+
+// Threads of one window's group copy its head's q, k and v rows: thread t always takes the same piece of a row, and rows
+// t / pieces, t / pieces + rows_at_once, ..., which leaves no division in the loop.
+template <typename Stored>
+struct WindowCopy {
+  const Stored* source;  // this thread's piece of the first row of window 0
+  std::int64_t window_stride;
+  int row_stride;
+  int first_row;
+  int rows_at_once;
+  int offset;  // elements into the shared window, before the row
+  bool idle;
+
+  __device__ WindowCopy(const Call& call, int head, int thread, int threads, int rows, int stride)
+      : window_stride(static_cast<std::int64_t>(call.tokens) * 3 * call.heads * call.head_dim),
+        row_stride(3 * call.heads * call.head_dim) {
+    const int pieces_of_head = call.head_dim / kPiece;
+    const int pieces = 3 * pieces_of_head;
+    const int piece = thread % pieces;
+    const int part = piece / pieces_of_head;  // q, k or v
+    const int column = piece % pieces_of_head * kPiece;
+    first_row = thread / pieces;
+    rows_at_once = threads / pieces;
+    idle = first_row >= rows_at_once;
+    source = static_cast<const Stored*>(call.qkv) + (part * call.heads + head) * call.head_dim + column;
+    offset = part * rows * stride + column;
+  }
+
+  __device__ __forceinline__ void start(Stored* window_shared, int stride, std::int64_t window, int tokens) const {
+    if (idle) return;
+    const Stored* from = source + window * window_stride + static_cast<std::int64_t>(first_row) * row_stride;
+    Stored* to = window_shared + offset + first_row * stride;
+    for (int row = first_row; row < tokens; row += rows_at_once) {
+      copy_async<kPiece* static_cast<int>(sizeof(Stored))>(to, from);
+      from += static_cast<std::int64_t>(rows_at_once) * row_stride;
+      to += rows_at_once * stride;
+    }
+  }
+};
+
+// A window's int8 rows to fp16, exactly; padding rows are zero in both.
+template <int Rows, int Stride, int RawStride>
+__device__ __forceinline__ void widen(__half* wide, const std::int8_t* raw, int pieces, int thread, int threads) {
+  for (int i = thread; i < 3 * Rows * pieces; i += threads) {
+    const int row = i / pieces;
+    const int column = i % pieces * kPiece;
+    const uint2 narrow = *reinterpret_cast<const uint2*>(raw + row * RawStride + column);
+    std::int8_t x[kPiece];
+    memcpy(x, &narrow, sizeof x);
+    *reinterpret_cast<uint4*>(wide + row * Stride + column) = make_uint4(
+        pack2<__half>(x[0], x[1]), pack2<__half>(x[2], x[3]), pack2<__half>(x[4], x[5]), pack2<__half>(x[6], x[7]));
+  }
+}
+
+__device__ __forceinline__ void store_pair(__half* to, float first, float second) {
+  *reinterpret_cast<std::uint32_t*>(to) = pack2<__half>(first, second);
+}
+__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float first, float second) {
+  *reinterpret_cast<std::uint32_t*>(to) = pack2<__nv_bfloat16>(first, second);
+}
+// Rounds half to even and saturates, as QuantizeLinear does.
+__device__ __forceinline__ void store_pair(std::int8_t* to, float first, float second) {
+  to[0] = static_cast<std::int8_t>(fminf(fmaxf(rintf(first), -128.0f), 127.0f));
+  to[1] = static_cast<std::int8_t>(fminf(fmaxf(rintf(second), -128.0f), 127.0f));
+}
+
+// A warp's 16 rows of context, scaled: registers -> the shared rows that held its queries -> global memory.
+template <typename Stored, typename T, int HeadTiles>
+__device__ __forceinline__ void leave(const Call& call, T* own, const float (&context)[2 * HeadTiles][4],
+                                      const float (&scales)[2], int window, int head, int first_row, const Lane& lane) {
+  constexpr int kStride = padded_stride(HeadTiles * 16) * static_cast<int>(sizeof(T) / sizeof(Stored));
+  using Piece = std::conditional_t<sizeof(Stored) == 1, uint2, uint4>;
+  Stored* rows = reinterpret_cast<Stored*>(own);
+  __syncwarp();  // the queries are in registers; no other warp reads these rows
+#pragma unroll
+  for (int n = 0; n < 2 * HeadTiles; ++n) {
+    if (n * 8 >= call.head_dim) break;  // padding stays zero, whatever a window's values are
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      store_pair(rows + (lane.g + 8 * half) * kStride + n * 8 + 2 * lane.p, context[n][2 * half] * scales[half],
+                 context[n][2 * half + 1] * scales[half]);
+    }
+  }
+  __syncwarp();
+  const int pieces = call.head_dim / kPiece;
+  const int row_stride = call.heads * call.head_dim;
+  Stored* to = static_cast<Stored*>(call.context) +
+               (static_cast<std::int64_t>(window) * call.tokens + first_row) * row_stride + head * call.head_dim;
+  for (int i = lane.id; i < 16 * pieces; i += kLanes) {
+    const int row = i / pieces;
+    const int column = i % pieces * kPiece;
+    if (first_row + row < call.tokens) {
+      *reinterpret_cast<Piece*>(to + row * row_stride + column) =
+          *reinterpret_cast<const Piece*>(rows + row * kStride + column);
+    }
+  }
+}
+
+// T: element of the tensor cores. Stored: element in global memory, T or int8.
+template <typename T, typename Stored, int HeadTiles, int RowTiles>
+__global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLanes,
+                                  resident_min_blocks(RowTiles, HeadTiles)) resident_kernel(Call call) {
+  constexpr bool kInt8 = sizeof(Stored) == 1;
+  constexpr int kWindows = windows_per_block(RowTiles);
+  constexpr int kGroupThreads = RowTiles * kLanes;
+  constexpr int kRows = RowTiles * 16;
+  constexpr int kStride = padded_stride(HeadTiles * 16);
+  constexpr int kWide = 3 * kRows * kStride;                    // elements of a window as the tensor cores take it
+  constexpr int kRawStride = kInt8 ? HeadTiles * 16 : kStride;  // and as it arrives
+  constexpr int kRaw = 3 * kRows * kRawStride;
+
+  const Lane lane;
+  const int group = threadIdx.x / kGroupThreads;
+  const int thread = threadIdx.x % kGroupThreads;
+  const int first_row = thread / kLanes * 16;
+  const int head = blockIdx.x;
+  const int tokens = call.tokens;
+
+  unsigned char* shared = dynamic_shared();
+  T* wide = reinterpret_cast<T*>(shared);
+  Stored* raw = reinterpret_cast<Stored*>(kInt8 ? shared + kWindows * kWide * sizeof(T) : shared);
+  const auto raw_window = [&](int stage) { return raw + (stage * kWindows + group) * kRaw; };
+
+  // Padding is zero once and for all: copies leave it alone, and 0 · (what a key or value holds there) must not be NaN.
+  for (int i = threadIdx.x; i < resident_shared_bytes(RowTiles, HeadTiles, kInt8) / 16; i += blockDim.x) {
+    reinterpret_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
+  }
+  std::uint32_t bias[2 * RowTiles][2];
+  load_bias<T, RowTiles>(bias, static_cast<const T*>(call.bias) + static_cast<std::int64_t>(head) * tokens * tokens,
+                         first_row, 0, tokens, lane);
+  __syncthreads();
+
+  const WindowCopy<Stored> copy(call, head, thread, kGroupThreads, kRows, kRawStride);
+  const int step = gridDim.y * kWindows;
+  int window = blockIdx.y * kWindows + group;
+  if (window < call.windows) copy.start(raw_window(0), kRawStride, window, tokens);
+  copy_async_commit();
+
+  // All groups of a block make as many rounds, idle ones too: there are barriers inside.
+  int stage = 0;
+  for (int first = blockIdx.y * kWindows; first < call.windows; first += step, window += step, stage ^= 1) {
+    copy_async_wait<0>();
+    __syncthreads();  // this window is here, and nobody works on what the next one overwrites
+    if (window + step < call.windows) copy.start(raw_window(stage ^ 1), kRawStride, window + step, tokens);
+    copy_async_commit();
+    T* qkv = wide + (kInt8 ? group : stage * kWindows + group) * kWide;
+    if constexpr (kInt8) {
+      widen<kRows, kStride, kRawStride>(qkv, raw_window(stage), call.head_dim / kPiece, thread, kGroupThreads);
+      __syncthreads();
+    }
+    if (window >= call.windows) continue;
+    T* own = qkv + first_row * kStride;
+    std::uint32_t q[HeadTiles][4];
+#pragma unroll
+    for (int h = 0; h < HeadTiles; ++h) load_left(q[h], own + h * 16, kStride, lane);
+    float scores[2 * RowTiles][4];
+    if constexpr (kInt8) {
+      clear(scores);
+    } else {
+      start_from_bias<T>(scores, bias);
+    }
+    add_scores<T, HeadTiles, RowTiles>(scores, q, qkv + kRows * kStride, kStride, lane);
+    if constexpr (kInt8) scale_and_add_bias<T>(scores, bias, call.score_scale);
+    float sums[2];
+    softmax_numerators(scores, sums);
+    float context[2 * HeadTiles][4];
+    clear(context);
+    add_values<T, HeadTiles, RowTiles>(context, scores, qkv + 2 * kRows * kStride, kStride, lane);
+    const float scale = kInt8 ? call.context_scale : 1.0f;
+    const float scales[2] = {scale / sums[0], scale / sums[1]};
+    leave<Stored, T, HeadTiles>(call, own, context, scales, window, head, first_row, lane);
+  }
+}
+
+template <typename T, typename Stored, int HeadTiles, int RowTiles>
+int start(const Call& call, void* stream) {
+  Device device;
+  if (const int error = current_device(device)) return error;
+  constexpr int shared_bytes = resident_shared_bytes(RowTiles, HeadTiles, sizeof(Stored) == 1);
+  const int blocks =
+      resident_blocks_per_head(call.windows, call.heads, RowTiles, HeadTiles, sizeof(Stored) == 1, device);
+  const dim3 grid(static_cast<unsigned>(call.heads), static_cast<unsigned>(blocks));
+  return launch(resident_kernel<T, Stored, HeadTiles, RowTiles>, grid, windows_per_block(RowTiles) * RowTiles * kLanes,
+                shared_bytes, stream, call);
+}
+
+template <typename T, typename Stored, int HeadTiles>
+int start(const Call& call, void* stream) {
+  switch (tiles_of(call.tokens)) {
+    case 1: return start<T, Stored, HeadTiles, 1>(call, stream);
+    case 2: return start<T, Stored, HeadTiles, 2>(call, stream);
+    case 3: return start<T, Stored, HeadTiles, 3>(call, stream);
+    case 4: return start<T, Stored, HeadTiles, 4>(call, stream);
+    default: return start<T, Stored, HeadTiles, 5>(call, stream);
+  }
+}
+
+template <typename T, typename Stored>
+int start(const Call& call, void* stream) {
+  switch (head_tiles(call.head_dim)) {
+    case 2: return start<T, Stored, 2>(call, stream);
+    case 3: return start<T, Stored, 3>(call, stream);
+    case 4: return start<T, Stored, 4>(call, stream);
+    default: return start<T, Stored, 5>(call, stream);
+  }
+}
+
+}  // namespace
+
+int resident(const Call& call, int dtype, void* stream) {
+  switch (dtype) {
+    case FASTERVIT_FLOAT16: return start<__half, __half>(call, stream);
+    case FASTERVIT_BFLOAT16: return start<__nv_bfloat16, __nv_bfloat16>(call, stream);
+    default: return start<__half, std::int8_t>(call, stream);
+  }
+}
+
+}  // namespace fastervit::window_attention

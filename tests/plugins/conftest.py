@@ -1,0 +1,58 @@
+"""The compiled kernels as tests use them: on this machine's CPU, emulated, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.plugins.kernels import Kernels
+from fastervit_trt.plugins.library import find_library
+from tests.plugins.emulator import build
+
+
+class KernelLibrary(NamedTuple):
+    """Kernels, and where their tensors live."""
+
+    kernels: Kernels
+    device: torch.device
+
+    def guarded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy that kernels can use. Emulated ones fail when they access a byte around it."""
+        if self.device.type == "cpu":
+            return guarded(ctypes.CDLL(str(self.kernels.path)), tensor)
+        return tensor.to(self.device, copy=True)
+
+
+def guarded(emulator: ctypes.CDLL, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, of the same layout, in memory whose accesses ``emulator`` checks to the byte."""
+    tensor = tensor.detach().clone()  # dense
+    size = tensor.untyped_storage().nbytes()
+    if size == 0:
+        return tensor
+    emulator.fastervit_emulator_allocate.restype = ctypes.c_void_p
+    address = emulator.fastervit_emulator_allocate(ctypes.c_size_t(size))
+    assert address is not None, "too many guarded tensors at once"
+    memory = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(memory, emulator.fastervit_emulator_release, ctypes.c_void_p(address))
+    flat = torch.frombuffer(memory, dtype=tensor.dtype)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_library(request: pytest.FixtureRequest) -> KernelLibrary:
+    """All kernels, compiled for the CPU and (marker ``gpu``) for the GPU."""
+    if request.param == "emulated":
+        if reason := build.unavailable():
+            pytest.skip(reason)
+        return KernelLibrary(Kernels(build.emulated_library()), torch.device("cpu"))
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    try:
+        return KernelLibrary(Kernels(find_library("kernels")), torch.device("cuda"))
+    except FasterViTError as error:
+        pytest.skip(str(error))
