@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastervit_trt.export.packed import PackedHATStage, carriers_in_window_order, returning_carriers
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.packed import PackedHATBlock, PackedHATStage, carriers_in_window_order, returning_carriers
 from fastervit_trt.models.conv import ConvBlock, PatchEmbed
 from fastervit_trt.models.fastervit import FasterViT
 from fastervit_trt.models.hat import HATBlock, HATStage, WindowAttention
@@ -25,6 +27,7 @@ __all__ = [
     "REWRITES",
     "BakedTable",
     "DeployReport",
+    "Fuse",
     "absorb_carrier_permutations",
     "bake_position_tables",
     "deploy_form",
@@ -32,9 +35,16 @@ __all__ = [
     "fold_batchnorm_into_convolutions",
     "fold_final_batchnorm_into_head",
     "fold_layer_scale",
+    "fuse_attention_halves",
+    "get_fuse",
     "pack_carriers_into_windows",
     "pad_head_dims",
 ]
+
+# What becomes one operator in every window: softmax(q kᵀ + bias) v, between linear layers that compilers and
+# quantisation know; or everything from LayerNorm to residual.
+Fuse = Literal["window-attention", "attention-half"]
+_FUSE: dict[str, Fuse] = {fuse: fuse for fuse in get_args(Fuse)}
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,23 @@ class BakedTable(nn.Module):
 
 
 @torch.no_grad()
-def deploy_form(model: nn.Module, *, pad_heads_to: int | None = None) -> tuple[nn.Module, DeployReport]:
+def deploy_form(
+    model: nn.Module, *, fuse: Fuse = "window-attention", pad_heads_to: int | None = None
+) -> tuple[nn.Module, DeployReport]:
     """A rewritten copy of ``model`` in eval mode, and the evidence of what changed. The original is left alone.
 
     Works on any module; the copy shares the tensors it does not change. ``forward`` gives the same outputs; of
     FasterViT, ``forward_features`` no longer applies the final BatchNorm, which the head holds.
 
     Args:
+        fuse: what becomes one operator in every window.
         pad_heads_to: pad head dims with zeros to a multiple of this (FasterViT-4: 49 → 56 for 8), where a target's
             tensor cores gain by it; more arithmetic everywhere else, so not by default.
+
+    Raises:
+        FasterViTError: there is no such ``fuse`` or multiple.
     """
+    fuse = get_fuse(fuse)
     tensors = (*model.parameters(), *model.buffers())
     # In a holder, so that a rewrite can replace the model itself.
     holder = nn.Sequential(copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})).eval()
@@ -77,7 +94,20 @@ def deploy_form(model: nn.Module, *, pad_heads_to: int | None = None) -> tuple[n
     if pad_heads_to is not None:
         changes[pad_head_dims.__name__] = pad_head_dims(holder, pad_heads_to)
     changes[pack_carriers_into_windows.__name__] = pack_carriers_into_windows(holder)
+    if fuse == "attention-half":
+        changes[fuse_attention_halves.__name__] = fuse_attention_halves(holder)
     return holder[0], DeployReport(changes, _parameters(model), _parameters(holder))
+
+
+def get_fuse(name: str) -> Fuse:
+    """``name``, if it is one of :data:`Fuse`.
+
+    Raises:
+        FasterViTError: it is not.
+    """
+    if name not in _FUSE:
+        raise FasterViTError(f"'{name}' is nothing to fuse in a window; choose one of {', '.join(_FUSE)}")
+    return _FUSE[name]
 
 
 def fold_batchnorm_into_convolutions(model: nn.Module) -> int:
@@ -188,7 +218,12 @@ def pad_head_dims(model: nn.Module, multiple: int) -> int:
     """Zero rows in q, k, v and zero columns in the projection, up to a ``multiple`` of channels per head.
 
     Needs the attention scale in q: it belongs to the head dim before padding.
+
+    Raises:
+        FasterViTError: no such multiple.
     """
+    if multiple < 1:
+        raise FasterViTError(f"head dims cannot be padded to a multiple of {multiple}; choose 8 for tensor cores")
     padded = 0
     for module in model.modules():
         if not isinstance(module, WindowAttention) or module.scale != 1.0:
@@ -210,6 +245,11 @@ def pad_head_dims(model: nn.Module, multiple: int) -> int:
 def pack_carriers_into_windows(model: nn.Module) -> int:
     """Every HAT stage keeps its carriers as the first rows of their windows, on the fused operators. Last of all."""
     return _replace(model, lambda module: PackedHATStage(module) if isinstance(module, HATStage) else None)
+
+
+def fuse_attention_halves(model: nn.Module) -> int:
+    """x + proj(attention(qkv(norm(x)))) of every window in one operator. Of packed stages only."""
+    return sum(module.fuse_attention_half() for module in model.modules() if isinstance(module, PackedHATBlock))
 
 
 def _replace(model: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> int:

@@ -1,9 +1,9 @@
 """Fused operators in ONNX: calls of domain ``fastervit``, and for each operator a function that says what it means.
 
-A TensorRT with the plugin library takes a call for the plugin; every other runtime takes the function, whose body the
-exporter makes from ``plugins.reference``. The calls of an operator differ in sizes, its function is one: constants in
-which the bodies differ become attributes of the calls. (ONNX's ``overload`` would allow several bodies, but
-TensorRT-RTX 1.7 ignores it and gives every call the same one.)
+A TensorRT with the plugin library takes a call for the plugin, where the kernels serve it; every other runtime takes
+the function, whose body the exporter makes from ``plugins.reference``. The calls of an operator differ in sizes, its
+function is one: constants in which the bodies differ become attributes of the calls. (ONNX's ``overload`` would allow
+several bodies, but TensorRT-RTX 1.7 ignores it and gives every call the same one.)
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ import torch
 from onnxscript import values
 
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.plugins.limits import unserved_call
 from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, SCALARS, Operator
 
-__all__ = ["Trace", "add_functions", "exporter_translations", "fused_calls", "inline_functions"]
+__all__ = ["UNSERVED", "Trace", "add_functions", "exporter_translations", "fused_calls", "inline_functions"]
+
+UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
 
 # A function of tensors, an example of each, and whether its leading axis grows with the batch → its ONNX graph.
 Trace = Callable[[Callable[..., torch.Tensor], Sequence[torch.Tensor], Sequence[bool]], ir.Model]
@@ -37,6 +40,8 @@ _CONSTANT_NAMES = {
     ("Slice", 4): "steps",
     ("Gather", 1): "indices",
 }
+
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 _Use = tuple[int, int]  # node of a body, input of the node
 
@@ -58,6 +63,8 @@ def fused_calls(model: ir.Model) -> list[ir.Node]:
 def add_functions(model: ir.Model, trace: Trace) -> None:
     """Give ``model`` the functions of the fused operators it calls, and the calls what plugins and functions need.
 
+    Calls that the kernels do not serve name no plugin, so that TensorRT takes the function, and say why.
+
     Raises:
         FasterViTError: the bodies of one operator differ in more than constants.
     """
@@ -73,6 +80,9 @@ def add_functions(model: ir.Model, trace: Trace) -> None:
         for call in calls:
             for use, name in varying.items():
                 call.attributes[name] = ir.AttrInt64s(name, _constant(bodies[_signature(operator, call)], use) or [])
+            if (reason := _unserved(operator, call)) is not None:
+                call.metadata_props[UNSERVED] = reason
+                continue
             call.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
             call.attributes["plugin_version"] = ir.AttrString("plugin_version", PLUGIN_VERSION)
         function = _function(operator, next(iter(bodies.values())), varying)
@@ -118,6 +128,15 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
     )
 
 
+def _unserved(operator: Operator, call: ir.Node) -> str | None:
+    shapes = dict(zip(operator.inputs, map(_example_shape, call.inputs), strict=True))
+    return unserved_call(operator, _DTYPES[_torch_dtype(call.inputs[0])], shapes, _scalars(operator, call))
+
+
+def _scalars(operator: Operator, call: ir.Node) -> dict[str, int | float]:
+    return {name: call.attributes[name].value for name in operator.attributes}
+
+
 def _signature(operator: Operator, call: ir.Node) -> Any:
     """What the body of a call depends on: sizes, types and attributes, not the batch."""
     inputs = tuple((_example_shape(value), _torch_dtype(value)) for value in call.inputs)
@@ -125,7 +144,7 @@ def _signature(operator: Operator, call: ir.Node) -> Any:
 
 
 def _body(operator: Operator, call: ir.Node, trace: Trace) -> ir.Graph:
-    attributes = {name: call.attributes[name].value for name in operator.attributes}
+    attributes = _scalars(operator, call)
     examples = [torch.zeros(_example_shape(v), dtype=_torch_dtype(v)) for v in call.inputs]
 
     def definition(*tensors: torch.Tensor) -> torch.Tensor:
@@ -239,7 +258,7 @@ def _inline(model: ir.Model, call: ir.Node, function: ir.Function) -> None:
             attributes=list(node.attributes.values()),
             num_outputs=len(node.outputs),
             name=f"{call.name}/{node.name}",
-            metadata_props=dict(call.metadata_props),
+            metadata_props={name: text for name, text in call.metadata_props.items() if name != UNSERVED},
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.type, new.name = old.type, f"{call.name}/{old.name}"

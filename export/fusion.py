@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import fused_calls
-from fastervit_trt.export.packed import PackedCarrierAttention, PackedHATStage, PackedWindowAttention
+from fastervit_trt.export.functions import UNSERVED, fused_calls
+from fastervit_trt.export.packed import (
+    PackedAttentionHalf,
+    PackedCarrierAttention,
+    PackedHATStage,
+    PackedWindowAttention,
+)
 from fastervit_trt.plugins.operators import DOMAIN
 
 __all__ = ["BLOCK", "FusionReport", "block_of_module", "check_operators", "expected_operators", "record_operators"]
@@ -28,6 +33,7 @@ _OPERATORS = f"{DOMAIN}.operators"  # metadata of the model: operator → count
 # The arithmetic that an operator is made of, in order: what is left of it in a graph that lost it.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "WindowAttention": ("MatMul", "Add", "Softmax", "MatMul"),
+    "FusedWindowAttention": ("LayerNormalization", "Gemm", "MatMul", "Add", "Softmax", "MatMul", "Gemm", "Add"),
     "CarrierAttention": ("Add", "LayerNormalization", "Gemm", "MatMul", "Add", "Softmax", "MatMul", "Gemm", "Add"),
     "WindowPartition": ("Transpose", "Add"),
     "WindowPartitionWithCarriers": ("Transpose", "Transpose", "Concat", "Add"),
@@ -46,25 +52,33 @@ class FusionReport:
     operators: dict[str, int]
     nodes: int  # of the graph as written
     flat_nodes: int  # with every fused call written out
+    unserved: dict[str, list[str]] = field(default_factory=dict)  # why no plugin serves an operator → in which blocks
 
     @classmethod
     def of(cls, model: ir.Model) -> FusionReport:
         """The report of a graph that :func:`record_operators` has seen; a flat graph keeps what it was made from."""
         hidden = 0
+        unserved: dict[str, list[str]] = {}
         for call in fused_calls(model):
+            if UNSERVED in call.metadata_props:
+                unserved.setdefault(call.metadata_props[UNSERVED], []).append(call.metadata_props[BLOCK])
             body = model.functions[call.op_identifier()]
             hidden += sum(node.op_type != "Constant" for node in body) - 1
         nodes = len(model.graph)
-        return cls(json.loads(model.metadata_props[_OPERATORS]), nodes, nodes + hidden)
+        return cls(json.loads(model.metadata_props[_OPERATORS]), nodes, nodes + hidden, unserved)
 
     def __str__(self) -> str:
-        names = {"WindowAttention": "window attentions", "CarrierAttention": "carrier attentions"}
+        names = {
+            "WindowAttention": "window attentions",
+            "FusedWindowAttention": "attention halves of windows",
+            "CarrierAttention": "carrier attentions",
+        }
         parts = [f"{self.operators[name]} {text}" for name, text in names.items() if name in self.operators]
         return ", ".join(parts) or "no window attention"
 
 
 def expected_operators(model: nn.Module) -> Counter[tuple[str, str]]:
-    """(block, operator) → how often, of a model in deploy form. LayerNorms within a carrier attention are its own."""
+    """(block, operator) → how often, of a model in deploy form. LayerNorms within an operator are its own."""
     return Counter((block_of_module(name), operator) for name, operator in _operators_of_modules(model))
 
 
@@ -102,10 +116,13 @@ def record_operators(graph: ir.Model) -> None:
 
 
 def _operators_of_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
-    within_carriers = tuple(name for name, m in model.named_modules() if isinstance(m, PackedCarrierAttention))
+    with_norm = (PackedAttentionHalf, PackedCarrierAttention)
+    norms_within = {id(m.norm) for m in model.modules() if isinstance(m, with_norm)}
     for name, module in model.named_modules():
         if isinstance(module, PackedWindowAttention):
             yield name, "WindowAttention"
+        elif isinstance(module, PackedAttentionHalf):
+            yield name, "FusedWindowAttention"
         elif isinstance(module, PackedCarrierAttention):
             yield name, "CarrierAttention"
         elif isinstance(module, PackedHATStage):
@@ -113,7 +130,7 @@ def _operators_of_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, _reverse(module)
         elif isinstance(module, nn.GELU):
             yield name, "Gelu"
-        elif isinstance(module, nn.LayerNorm) and not name.startswith(within_carriers or ("\0",)):
+        elif isinstance(module, nn.LayerNorm) and id(module) not in norms_within:
             yield name, "LayerNormalization"
 
 

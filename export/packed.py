@@ -16,7 +16,14 @@ from fastervit_trt.models.geometry import CarrierOrder, StageGeometry, carriers_
 from fastervit_trt.models.hat import HATBlock, HATStage, WindowAttention
 from fastervit_trt.plugins import operators  # noqa: F401  registers torch.ops.fastervit
 
-__all__ = ["PackedHATBlock", "PackedHATStage", "carriers_in_window_order", "returning_carriers"]
+__all__ = [
+    "PackedAttentionHalf",
+    "PackedHATBlock",
+    "PackedHATStage",
+    "PackedWindowAttention",
+    "carriers_in_window_order",
+    "returning_carriers",
+]
 
 
 def carriers_in_window_order(geometry: StageGeometry) -> torch.Tensor:
@@ -46,6 +53,22 @@ class PackedWindowAttention(nn.Module):
 
     def forward(self, x_XC: torch.Tensor) -> torch.Tensor:
         return self.proj(torch.ops.fastervit.window_attention(self.qkv(x_XC), self.bias))
+
+
+class PackedAttentionHalf(nn.Module):
+    """The attention half of a window as one operator, with norm and residual: rows (Wn·N, C) → (Wn·N, C)."""
+
+    bias: torch.Tensor
+
+    def __init__(self, norm: nn.LayerNorm, attention: PackedWindowAttention) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = norm, attention.qkv, attention.proj
+        self.register_buffer("bias", attention.bias)
+
+    def forward(self, x_XC: torch.Tensor) -> torch.Tensor:
+        norm, qkv, proj = self.norm, self.qkv, self.proj
+        weights = (norm.weight, norm.bias, qkv.weight, qkv.bias, self.bias, proj.weight, proj.bias)
+        return torch.ops.fastervit.fused_window_attention(x_XC, *weights, norm.eps)
 
 
 class PackedCarrierAttention(nn.Module):
@@ -84,6 +107,8 @@ class PackedCarrierAttention(nn.Module):
 class PackedHATBlock(nn.Module):
     """Tokens (Wn, N, C) with this block's position table added → tokens with the next block's added."""
 
+    norm1: nn.LayerNorm | None
+    attn: PackedWindowAttention | PackedAttentionHalf
     tail: torch.Tensor | None
 
     def __init__(self, block: HATBlock, next_table_1TC: torch.Tensor | None) -> None:
@@ -103,6 +128,15 @@ class PackedHATBlock(nn.Module):
             self.mlp.fc2 = _without_bias(self.mlp.fc2)
         self.register_buffer("tail", tail)
 
+    def fuse_attention_half(self) -> bool:
+        """Make everything from ``norm1`` to the residual one operator; False where it is one already."""
+        if not isinstance(self.attn, PackedWindowAttention):
+            return False
+        assert self.norm1 is not None
+        self.attn = PackedAttentionHalf(self.norm1, self.attn)
+        self.norm1 = None
+        return True
+
     def forward(self, tok_WnNC: torch.Tensor) -> torch.Tensor:
         channels = tok_WnNC.shape[2]
         if self.carriers:
@@ -111,7 +145,7 @@ class PackedHATBlock(nn.Module):
             tok_WnNC = torch.cat([ct, tok_WnNC[:, self.carriers :]], dim=1)
         # Linear layers on rows are one node each in ONNX; on three axes they would be two.
         x = tok_WnNC.reshape(-1, channels)
-        x = x + self.attn(self.norm1(x))
+        x = self.attn(x) if self.norm1 is None else x + self.attn(self.norm1(x))
         tok = (x + self.mlp(self.norm2(x))).reshape(-1, self.tokens, channels)
         return tok if self.tail is None else tok + self.tail
 

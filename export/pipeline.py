@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.deploy import DeployReport, deploy_form
+from fastervit_trt.export.deploy import DeployReport, Fuse, deploy_form
 from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.onnx_graph import OUTPUT, onnx_from_torch, save_onnx
 from fastervit_trt.export.precision import Precision, TypedModel
@@ -44,6 +44,8 @@ def export_graph(
     folder: Path,
     step: Step = lambda description: nullcontext(),
     *,
+    fuse: Fuse = "window-attention",
+    pad_heads_to: int | None = None,
     inline: bool = False,
 ) -> ExportedGraph:
     """Write ``folder/model.onnx`` in ``precision`` and verify the written file.
@@ -52,6 +54,8 @@ def export_graph(
         load: makes the model (fp32, eval); called once, so that the model can be let go as soon as it is not needed:
             with a billion parameters, the models and the running graph do not fit into memory together.
         step: wraps each long step, for progress.
+        fuse: what becomes one operator in every window, as in :func:`deploy_form`.
+        pad_heads_to: pad head dims to a multiple of this, as in :func:`deploy_form`.
         inline: write a flat graph without fused operators, as :func:`onnx_from_torch` does.
 
     Raises:
@@ -62,7 +66,7 @@ def export_graph(
     shape = (model.config.in_chans, *model.config.resolution)
     names = [f"stage{i}" for i in model.out_indices] if isinstance(model, FasterViTBackbone) else [OUTPUT]
     with step("deploy form"):
-        deployed, report = deploy_form(model)
+        deployed, report = deploy_form(model, fuse=fuse, pad_heads_to=pad_heads_to)
         typed = TypedModel(deployed, precision)
     with step("reference outputs from PyTorch"):
         expectation = expect(model, typed, batch, shape)

@@ -1,7 +1,8 @@
 """The operators of :mod:`reference` as ``torch.ops.fastervit.*``, and the names they wear in ONNX.
 
-Importing this module registers them with ``torch.library``. The real implementation is the reference, until a kernel
-registers itself for its device; the fake one tells ``torch.export`` and ``torch.compile`` what shape comes out.
+Importing this module registers them with ``torch.library``. The real implementation is the reference; on CUDA tensors
+the compiled kernels, whose library is looked for when the first of them comes; the fake one tells ``torch.export`` and
+``torch.compile`` what shape comes out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastervit_trt.plugins import reference
+from fastervit_trt.plugins.cuda import register_cuda_kernels
 
 __all__ = ["DOMAIN", "OPERATORS", "PLUGIN_VERSION", "SCALARS", "Operator"]
 
@@ -71,6 +73,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("WindowPartition", reference.window_partition, without=("carriers_BCHW",)),
     Operator("WindowPartitionWithCarriers", reference.window_partition),
     Operator("WindowAttention", reference.window_attention),
+    Operator("FusedWindowAttention", reference.fused_window_attention),
     Operator("CarrierAttention", reference.carrier_attention),
     Operator("WindowReverse", reference.window_reverse, without=("gamma_C", "carriers")),
     Operator("WindowReverseWithCarriers", reference.window_reverse, without=("gamma_C",)),
@@ -107,6 +110,10 @@ def _window_attention(qkv_X3D: Tensor, bias_1hNN: Tensor) -> Tensor:
     return qkv_X3D.new_empty(qkv_X3D.shape[0], qkv_X3D.shape[1] // 3)
 
 
+def _fused_window_attention(x_XC: Tensor, *rest: Tensor | float) -> Tensor:
+    return x_XC.new_empty(x_XC.shape)
+
+
 def _carrier_attention(tok_WnNC: Tensor, *rest: Tensor | int | float) -> Tensor:
     carriers = rest[-2]
     assert not isinstance(carriers, Tensor | float)
@@ -116,4 +123,6 @@ def _carrier_attention(tok_WnNC: Tensor, *rest: Tensor | int | float) -> Tensor:
 _register(reference.window_partition, _window_partition)
 _register(reference.window_reverse, _window_reverse)
 _register(reference.window_attention, _window_attention)
+_register(reference.fused_window_attention, _fused_window_attention)
 _register(reference.carrier_attention, _carrier_attention)
+register_cuda_kernels()

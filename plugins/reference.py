@@ -1,9 +1,10 @@
 """The fused operators of domain ``fastervit``, defined once, in PyTorch (FasterViT, arXiv 2306.06189, §3).
 
-    window_partition   map (and carriers) → tokens by window, position table added
-    window_attention   softmax(q kᵀ + bias) v, packed QKV in, context in the projection's layout out
-    carrier_attention  ct ← ct + MHSA(LN(ct + position)), ct being the strided carrier rows of the windows
-    window_reverse     tokens by window → map, carriers dropped or (FasterViT-3…6) propagated into their window
+    window_partition        map (and carriers) → tokens by window, position table added
+    window_attention        softmax(q kᵀ + bias) v, packed QKV in, context in the projection's layout out
+    fused_window_attention  x ← x + MHSA(LN(x)) in each window: the same, from LayerNorm to residual
+    carrier_attention       ct ← ct + MHSA(LN(ct)), ct being the strided carrier rows of the windows plus position
+    window_reverse          tokens by window → map, carriers dropped or (FasterViT-3…6) propagated into their window
 
 These bodies are the ONNX functions, the fallback where no kernel is, and the oracle of every kernel. They expect the
 deploy form: the attention scale lies in q, layer scale in the projections, carrier tables in window order.
@@ -20,7 +21,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-__all__ = ["carrier_attention", "window_attention", "window_partition", "window_reverse"]
+__all__ = ["carrier_attention", "fused_window_attention", "window_attention", "window_partition", "window_reverse"]
 
 
 def window_partition(
@@ -76,6 +77,28 @@ def window_attention(qkv_X3D: torch.Tensor, bias_1hNN: torch.Tensor) -> torch.Te
     return (weights @ v).transpose(1, 2).reshape(-1, dim)
 
 
+def fused_window_attention(
+    x_XC: torch.Tensor,
+    norm_weight_C: torch.Tensor,
+    norm_bias_C: torch.Tensor,
+    qkv_weight_3DC: torch.Tensor,
+    qkv_bias_3D: torch.Tensor,
+    bias_1hNN: torch.Tensor,
+    proj_weight_CD: torch.Tensor,
+    proj_bias_C: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """The attention half of a block on windows of N rows: (Wn·N, C) → (Wn·N, C).
+
+    Args:
+        bias_1hNN: as of :func:`window_attention`.
+        eps: of the LayerNorm.
+    """
+    normed = F.layer_norm(x_XC, (x_XC.shape[1],), norm_weight_C, norm_bias_C, eps)
+    context = window_attention(F.linear(normed, qkv_weight_3DC, qkv_bias_3D), bias_1hNN)
+    return x_XC + F.linear(context, proj_weight_CD, proj_bias_C)
+
+
 def carrier_attention(
     tok_WnNC: torch.Tensor,
     table_1GC: torch.Tensor,
@@ -98,9 +121,9 @@ def carrier_attention(
     """
     carriers_of_image, channels = table_1GC.shape[1:]
     ct = (tok_WnNC[:, :carriers].reshape(-1, carriers_of_image, channels) + table_1GC).reshape(-1, channels)
-    normed = F.layer_norm(ct, (channels,), norm_weight_C, norm_bias_C, eps)
-    context = window_attention(F.linear(normed, qkv_weight_3DC, qkv_bias_3D), bias_1hGG)
-    return ct + F.linear(context, proj_weight_CD, proj_bias_C)
+    # Carriers of an image are a window of G rows.
+    weights = (norm_weight_C, norm_bias_C, qkv_weight_3DC, qkv_bias_3D, bias_1hGG, proj_weight_CD, proj_bias_C)
+    return fused_window_attention(ct, *weights, eps)
 
 
 def nearest_carrier(carriers: int, window: int, device: torch.device | None = None) -> torch.Tensor:

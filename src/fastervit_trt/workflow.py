@@ -11,6 +11,7 @@ from fastervit_trt.artifacts import Manifest, file_entry, new_file, new_folder
 from fastervit_trt.console import progress_bar, step
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.deploy import get_fuse
 from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_precision
@@ -38,6 +39,8 @@ class ExportRequest:
     batch: BatchRange
     targets: tuple[RtxTarget, ...]
     output: Path
+    fuse: str = "window-attention"  # what becomes one operator in every window
+    pad_heads_to: int | None = None  # multiple of head dims
     inline: bool = False  # a flat graph without fused operators
     save_checkpoint: Path | None = None  # write the weights as loaded to this .safetensors file, too
     overwrite: bool = False
@@ -49,7 +52,7 @@ def export_model(request: ExportRequest) -> Manifest:
     Raises:
         FasterViTError: anything the user can act on; nothing is left behind.
     """
-    precision = get_precision(request.precision)
+    precision, fuse = get_precision(request.precision), get_fuse(request.fuse)
     for target in request.targets:
         target.check_precision(precision.name)
     spec, config = request.model, request.model.config()
@@ -69,7 +72,16 @@ def export_model(request: ExportRequest) -> Manifest:
                 save_model(model, saved)
             return model
 
-        graph = export_graph(load, precision, request.batch, folder, step, inline=request.inline)
+        graph = export_graph(
+            load,
+            precision,
+            request.batch,
+            folder,
+            step,
+            fuse=fuse,
+            pad_heads_to=request.pad_heads_to,
+            inline=request.inline,
+        )
         release_memory()  # the builder runs beside this process
         engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
         manifest = Manifest(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -19,6 +20,8 @@ import torch
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.engines.rtx import rtx_unavailable_reason
 from fastervit_trt.models import create_model
+from fastervit_trt.models.config import Variant
+from fastervit_trt.models.variants import VARIANTS
 from tests.conftest import Finished
 
 Command = Callable[..., Finished]
@@ -85,6 +88,47 @@ def test_backbone_at_another_resolution_and_its_checkpoint_saved(command: Comman
     assert "is a backbone without classes" in refused.error
 
 
+def test_attention_halves_on_request(command: Command, exports: Path, tmp_path: Path) -> None:
+    """Built by TensorRT-RTX, too, where that is installed."""
+    options = ("--model", "faster_vit_digits_s", "--pretrained", "--precision", "fp16", "--batch", "1:4:8")
+    done = command("fastervit-export", *options, "--fuse", "attention-half", "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "fused: 2 attention halves of windows, 1 carrier attentions" in done.out
+    assert "2 x fuse_attention_halves" in done.out
+    assert "no plugin" not in done.out
+    halves, core = (Manifest.read(folder) for folder in (tmp_path / "out", exports / "fp16"))
+    assert (len(halves.engines), halves.engines_skipped) == (len(core.engines), core.engines_skipped)
+    assert halves.graph["deploy"]["changes"] == {**core.graph["deploy"]["changes"], "fuse_attention_halves": 2}
+    operators = dict(core.graph["fusion"]["operators"])
+    operators["FusedWindowAttention"] = operators.pop("WindowAttention")
+    operators["LayerNormalization"] -= 2
+    assert halves.graph["fusion"]["operators"] == operators
+    assert halves.verification["share_of_budget"] <= 1
+
+
+def test_what_no_kernel_serves_stays_in_the_graph_and_is_said(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = replace(VARIANTS["faster_vit_digits_s"].config, dim=12, num_heads=(1, 1, 4, 8))
+    monkeypatch.setitem(VARIANTS, "faster_vit_odd", Variant(odd))
+    options = ("--model", "faster_vit_odd", "--random-init", "--batch", "1", "--compute-capability", "none")
+    done = command("fastervit-export", *options, "--output", tmp_path / "odd")
+    assert done.code == 0, done.err
+    reason = "head dim 12 in fp16 (--pad-head-dims 8 makes it 16); served are multiples of 8 up to 80"
+    windows, carriers = ["stages.2.blocks.0.attn", "stages.3.blocks.0.attn"], ["stages.2.blocks.0.hat_attn"]
+    line = "  no plugin for {}, left to the compiler; {}: " + reason + "\n"
+    assert line.format(f"{windows[0]} and 1 more", "WindowAttention") in done.out
+    assert line.format(carriers[0], "CarrierAttention") in done.out
+    recorded = Manifest.read(tmp_path / "odd").graph["fusion"]["unserved"]
+    assert recorded == {f"WindowAttention: {reason}": windows, f"CarrierAttention: {reason}": carriers}
+    done = command("fastervit-export", *options, "--pad-head-dims", 8, "--output", tmp_path / "padded")
+    assert done.code == 0, done.err
+    assert "no plugin" not in done.out
+    manifest = Manifest.read(tmp_path / "padded")
+    assert manifest.graph["fusion"]["unserved"] == {}
+    assert manifest.graph["deploy"]["changes"]["pad_head_dims"] == 3
+
+
 @pytest.mark.skipif(not HAS_RTX, reason="builds engines")
 def test_one_engine_per_capability(command: Command, tmp_path: Path) -> None:
     done = command(
@@ -145,6 +189,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "resolution no number": (("--random-init", "--resolution", "224x"), "is neither H nor HxW"),
     "batch": (("--random-init", "--batch", "8:4"), "batch '8:4' is neither N nor MIN:OPT:MAX"),
     "precision": (("--random-init", "--precision", "fp4"), "unknown precision 'fp4'; choose one of fp32, fp16, bf16"),
+    "fuse": (("--random-init", "--fuse", "block"), "'block' is nothing to fuse in a window; choose one of window-att"),
+    "padding": (("--random-init", "--pad-head-dims", "0"), "Invalid value for '--pad-head-dims'"),
     "capability": (("--random-init", "--compute-capability", "9.0"), "TensorRT-RTX has no compute capability '9.0'"),
     "bf16 on Turing": (("--random-init", "--precision", "bf16", "--compute-capability", "7.5"), "has no bf16"),
     "classes": (("--random-init", "--num-classes", "0"), "num_classes must be at least 1"),

@@ -13,9 +13,10 @@ from fastervit_trt.export.deploy import (
     deploy_form,
     fold_attention_scale_into_q,
     fold_layer_scale,
+    fuse_attention_halves,
     pack_carriers_into_windows,
 )
-from fastervit_trt.export.packed import PackedHATStage, PackedWindowAttention
+from fastervit_trt.export.packed import PackedAttentionHalf, PackedHATStage, PackedWindowAttention
 from fastervit_trt.models import create_model
 from fastervit_trt.models.factory import list_models
 from fastervit_trt.models.hat import HATBlock, HATStage
@@ -196,3 +197,34 @@ def test_padded_heads_compute_the_same() -> None:
     expected = model(images)
     assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
     assert deploy_form(model, pad_heads_to=4)[1].changes["pad_head_dims"] == 0
+
+
+def test_head_dims_cannot_be_padded_to_nothing() -> None:
+    with pytest.raises(FasterViTError, match="cannot be padded to a multiple of 0; choose 8 for tensor cores"):
+        deploy_form(model_and_images({}, 1)[0], pad_heads_to=0)
+
+
+@pytest.mark.parametrize("pad_heads_to", [None, 16])
+@pytest.mark.parametrize("kind", MODELS)
+@torch.inference_mode()
+def test_fused_attention_halves_compute_the_same(kind: str, pad_heads_to: int | None) -> None:
+    model, images = model_and_images(MODELS[kind], 2)
+    expected = model(images)
+    deployed, report = deploy_form(model, fuse="attention-half", pad_heads_to=pad_heads_to)
+    assert report.changes["fuse_attention_halves"] == 3
+    kinds = [type(module) for module in deployed.modules()]
+    assert (kinds.count(PackedAttentionHalf), kinds.count(PackedWindowAttention)) == (3, 0)
+    assert (deployed(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    assert fuse_attention_halves(deployed) == 0
+
+
+def test_by_default_linear_layers_stay_visible() -> None:
+    deployed, report = deploy_form(model_and_images({}, 1)[0])
+    assert "fuse_attention_halves" not in report.changes
+    assert not any(isinstance(module, PackedAttentionHalf) for module in deployed.modules())
+
+
+def test_only_what_is_known_is_fused() -> None:
+    message = "'block' is nothing to fuse in a window; choose one of window-attention, attention-half"
+    with pytest.raises(FasterViTError, match=message):
+        deploy_form(model_and_images({}, 1)[0], fuse="block")  # type: ignore[arg-type]

@@ -25,8 +25,9 @@ from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailab
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export import functions
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.deploy import deploy_form
-from fastervit_trt.export.functions import fused_calls, inline_functions
+from fastervit_trt.export.deploy import Fuse, deploy_form
+from fastervit_trt.export.functions import UNSERVED, fused_calls, inline_functions
+from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
 from fastervit_trt.export.precision import PRECISIONS, TypedModel
@@ -41,10 +42,15 @@ SHAPE_ARITHMETIC = {"Shape", "Size", "ConstantOfShape", "Range", "Expand", "If"}
 
 
 def onnx_of(
-    model: nn.Module, shape: tuple[int, int, int], batch: str, folder: Path, outputs: tuple[str, ...] = ("logits",)
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    batch: str,
+    folder: Path,
+    outputs: tuple[str, ...] = ("logits",),
+    fuse: Fuse = "window-attention",
 ) -> Path:
     graph = onnx_from_torch(
-        TypedModel(deploy_form(model)[0], PRECISIONS["fp32"]), shape, BatchRange.parse(batch), outputs
+        TypedModel(deploy_form(model, fuse=fuse)[0], PRECISIONS["fp32"]), shape, BatchRange.parse(batch), outputs
     )
     folder.mkdir(exist_ok=True)
     return save_onnx(graph, folder)[0]
@@ -173,6 +179,66 @@ def test_every_form_of_the_model(tmp_path: Path, kind: str) -> None:
     check_outputs(model, path, shape, (1, 3))
 
 
+@pytest.mark.parametrize("kind", ["propagation", "carriers in both stages, other windows"])
+def test_fused_attention_halves(tmp_path: Path, kind: str) -> None:
+    make, shape, outputs = MODELS[kind]
+    model = make()
+    path = onnx_of(model, shape, "1:2:5", tmp_path, outputs, fuse="attention-half")
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    names = Counter(call.op_type for call in fused_calls(ir.load(path)))
+    assert names["FusedWindowAttention"] >= 2
+    assert "WindowAttention" not in names
+    check_outputs(model, path, shape, (1, 3))
+
+
+def with_heads_of_12(folder: Path, precision: str, **options: Any) -> Path:
+    """FasterViT-4 in small: heads that are no multiple of 8 channels, propagation, layer scale; 3 + 2 attentions."""
+    narrow = {"dim": 12, "in_dim": 4, "num_heads": (1, 1, 4, 8), "depths": (1, 1, 2, 1), "num_classes": 5}
+    model = fill_from_names(create_model("faster_vit_4_224", **narrow))
+    typed = TypedModel(deploy_form(model, **options)[0], PRECISIONS[precision])
+    return save_onnx(onnx_from_torch(typed, IMAGES, BatchRange(1, 1, 1)), folder)[0]
+
+
+def of_heads(precision: str, *kinds: str) -> dict[str, list[str]]:
+    """What the report says of those."""
+    blocks = {"hat_attn": [f"stages.2.blocks.{i}.hat_attn" for i in (0, 1)]}
+    blocks["attn"] = [f"stages.{stage}.blocks.{i}.attn" for stage, i in ((2, 0), (2, 1), (3, 0))]
+    reason = f"head dim 12 in {precision} (--pad-head-dims 8 makes it 16); served are multiples of 8 up to 80"
+    return {f"{kind}: {reason}": blocks["hat_attn" if kind == "CarrierAttention" else "attn"] for kind in kinds}
+
+
+# precision, options of the deploy form, what no kernel serves
+HEADS_OF_12: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "fp32": ("fp32", {}, ()),
+    "fp16": ("fp16", {}, ("WindowAttention", "CarrierAttention")),
+    "bf16, attention halves": ("bf16", {"fuse": "attention-half"}, ("FusedWindowAttention", "CarrierAttention")),
+    "fp16, padded": ("fp16", {"pad_heads_to": 8}, ()),
+}
+
+
+@pytest.mark.parametrize("case", HEADS_OF_12)
+def test_calls_that_no_kernel_serves_name_no_plugin(tmp_path: Path, case: str) -> None:
+    precision, options, unserved = HEADS_OF_12[case]
+    model = ir.load(with_heads_of_12(tmp_path, precision, **options))
+    calls = fused_calls(model)
+    assert len(calls) == 3 + 2 + 2 + 2  # attentions of windows and of carriers, partitions, reverses
+    for call in calls:
+        named = {"plugin_namespace", "plugin_version"} & call.attributes.keys()
+        assert len(named) == (0 if call.op_type in unserved else 2), call.name
+        assert call.op_identifier() in model.functions
+    assert FusionReport.of(model).unserved == of_heads(precision, *unserved)
+    inline_functions(model)
+    assert FusionReport.of(model).unserved == {}
+    assert not any(UNSERVED in node.metadata_props for node in model.graph)
+
+
+@needs_rtx
+def test_tensorrt_rtx_takes_the_function_where_no_plugin_is_named(tmp_path: Path) -> None:
+    path = with_heads_of_12(tmp_path, "fp16")
+    shapes = [shape for kind, shape in layers_of(path) if kind == "SOFTMAX"]
+    assert shapes == [[1, 4, 16, 16], [4, 4, 53, 53]] * 2 + [[1, 8, 49, 49]]
+
+
 class TwoAttentions(nn.Module):
     """(B, 1, 30, 12): the same rows as 6 windows of 5 tokens, then as 15 windows of 2."""
 
@@ -251,6 +317,18 @@ def test_tensorrt_rtx_gives_every_call_its_own_sizes(digits: tuple[nn.Module, Pa
         scores.append([(heads, rows, columns) for _, heads, rows, columns in shapes])
     assert scores[0] == [(2, 16, 16), (2, 53, 53)] * 2 + [(4, 49, 49)]
     assert scores[1] == scores[0]
+
+
+@needs_rtx
+def test_tensorrt_rtx_reads_fused_attention_halves_as_their_parts(
+    tmp_path: Path, digits: tuple[nn.Module, Path, str]
+) -> None:
+    path = onnx_of(digits[0], IMAGES, digits[2], tmp_path, fuse="attention-half")
+    kinds = [Counter(kind for kind, _ in layers_of(p)) for p in (path, digits[1])]
+    for kind in ("SOFTMAX", "MATRIX_MULTIPLY", "NORMALIZATION", "SHUFFLE"):
+        assert kinds[0][kind] == kinds[1][kind] > 0, kind
+    scores = [[shape for kind, shape in layers_of(p) if kind == "SOFTMAX"] for p in (path, digits[1])]
+    assert scores[0] == scores[1]
 
 
 @needs_rtx

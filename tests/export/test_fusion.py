@@ -19,11 +19,11 @@ from torch import nn
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.deploy import Fuse, deploy_form
 from fastervit_trt.export.functions import inline_functions
 from fastervit_trt.export.fusion import SIGNATURES, FusionReport, block_of_module, expected_operators
 from fastervit_trt.export.onnx_graph import _trace_operator, onnx_from_torch
-from fastervit_trt.export.packed import PackedWindowAttention
+from fastervit_trt.export.packed import PackedAttentionHalf, PackedWindowAttention
 from fastervit_trt.export.precision import PRECISIONS, TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.plugins import reference
@@ -44,8 +44,8 @@ SMALLEST = {  # operators of faster_vit_digits_s
 }
 
 
-def graph_of(name: str, **options: Any) -> ir.Model:
-    typed = TypedModel(deploy_form(create_model(name))[0], PRECISIONS["fp32"])
+def graph_of(name: str, fuse: Fuse = "window-attention", **options: Any) -> ir.Model:
+    typed = TypedModel(deploy_form(create_model(name), fuse=fuse)[0], PRECISIONS["fp32"])
     return onnx_from_torch(typed, IMAGES, BatchRange(1, 1, 1), **options)
 
 
@@ -69,6 +69,18 @@ def test_operators_of_faster_vit_0() -> None:
     assert report.nodes < 300
     assert report.nodes < report.flat_nodes < 520
     assert str(report) == "11 window attentions, 6 carrier attentions"
+
+
+def test_attention_halves_take_in_what_is_around_the_attention() -> None:
+    report = FusionReport.of(graph_of("faster_vit_digits_s", "attention-half"))
+    expected = dict(SMALLEST)
+    expected["FusedWindowAttention"] = expected.pop("WindowAttention")
+    expected["LayerNormalization"] -= 2
+    assert report.operators == expected
+    assert str(report) == "2 attention halves of windows, 1 carrier attentions"
+    core = FusionReport.of(graph_of("faster_vit_digits_s"))
+    assert core.nodes - report.nodes == 2 * 4  # LayerNorm, two linear layers and an addition in each window
+    assert core.flat_nodes == report.flat_nodes
 
 
 # name → window attentions (depths of both attention stages), carrier attentions (depth of stage 2, where it has several
@@ -110,6 +122,13 @@ def test_operators_expected_of_each_variant(name: str) -> None:
     assert by_block["stages.2", reverse] == 1
     assert by_block["stages.3.blocks.0.attn", "WindowAttention"] == 1
 
+    fused = expected_operators(deploy_form(model, fuse="attention-half")[0])
+    del expected["WindowAttention"]
+    expected["FusedWindowAttention"] = windows
+    expected["LayerNormalization"] -= windows
+    assert Counter(operator for _, operator in fused) == +expected
+    assert fused["stages.3.blocks.0.attn", "FusedWindowAttention"] == 1
+
 
 @pytest.mark.parametrize(
     ("module", "block"),
@@ -126,6 +145,10 @@ EXAMPLES: dict[str, tuple[tuple[torch.Tensor, ...], dict[str, int | float]]] = {
     "WindowPartition": ((_MAP, _TABLE), {"window": 2}),
     "WindowPartitionWithCarriers": ((_MAP, torch.zeros(2, 4, 2, 2), torch.zeros(1, 5, 4)), {"window": 2}),
     "WindowAttention": ((torch.zeros(40, 12), torch.zeros(1, 2, 5, 5)), {}),
+    "FusedWindowAttention": (
+        (torch.zeros(40, 4), *_ATTENTION, torch.zeros(1, 2, 5, 5), torch.zeros(4, 4), torch.zeros(4)),
+        {"eps": 1e-5},
+    ),
     "CarrierAttention": (
         (_TOKENS, _TABLE, *_ATTENTION, torch.zeros(1, 2, 4, 4), torch.zeros(4, 4), torch.zeros(4)),
         {"carriers": 1, "eps": 1e-5},
@@ -180,8 +203,21 @@ def attention_without_softmax(self: PackedWindowAttention, x_XC: torch.Tensor) -
     return self.proj(((scores.sigmoid()) @ v).transpose(1, 2).reshape(-1, x_XC.shape[1]))
 
 
+def decomposed_half(self: PackedAttentionHalf, x_XC: torch.Tensor) -> torch.Tensor:
+    norm, qkv, proj = self.norm, self.qkv, self.proj
+    weights = (norm.weight, norm.bias, qkv.weight, qkv.bias, self.bias, proj.weight, proj.bias)
+    return reference.fused_window_attention(x_XC, *weights, norm.eps)
+
+
 # (class, its forward now, what the error says)
 LOST: dict[str, tuple[type[nn.Module], Callable[..., torch.Tensor], str]] = {
+    "attention half in parts": (
+        PackedAttentionHalf,
+        decomposed_half,
+        "exports stages.2.blocks.0.attn without FusedWindowAttention (1 more like it); best partial match: 8 of 8 of "
+        "its steps in stages.2.blocks.0.attn (LayerNormalization, Gemm, MatMul, Add, Softmax, MatMul, Gemm, Add; "
+        "missing none)",
+    ),
     "attention in parts": (
         PackedWindowAttention,
         decomposed_attention,
@@ -203,7 +239,7 @@ def test_a_lost_operator_is_named_with_what_is_left_of_it(monkeypatch: pytest.Mo
     cls, forward, message = LOST[kind]
     monkeypatch.setattr(cls, "forward", forward)
     with pytest.raises(FasterViTError) as caught:
-        graph_of("faster_vit_digits_s")
+        graph_of("faster_vit_digits_s", "attention-half" if cls is PackedAttentionHalf else "window-attention")
     error = str(caught.value)
     assert message in error
     assert f"torch {torch.__version__} exports stages." in error

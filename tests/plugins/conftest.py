@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.kernels import Kernels
 from fastervit_trt.plugins.library import find_library
 from tests.plugins.emulator import build
+
+ORDERS = {"ascending": 0, "descending": -1, "shuffled": 7}  # of threads, as the emulator numbers them
 
 
 class KernelLibrary(NamedTuple):
@@ -26,6 +29,35 @@ class KernelLibrary(NamedTuple):
         if self.device.type == "cpu":
             return guarded(ctypes.CDLL(str(self.kernels.path)), tensor)
         return tensor.to(self.device, copy=True)
+
+    def in_every_order(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What ``compute`` yields, the same to the bit in whichever order threads and blocks run."""
+        if self.device.type != "cpu":
+            return compute()  # the GPU chooses
+        emulator = ctypes.CDLL(str(self.kernels.path))
+        results = {}
+        try:
+            for name, order in ORDERS.items():
+                emulator.fastervit_emulator_order(order)
+                results[name] = compute().clone()
+        finally:
+            emulator.fastervit_emulator_order(ORDERS["ascending"])
+        first, *others = (x.view(torch.uint8) for x in results.values())  # bits: NaN equals NaN
+        assert all(torch.equal(first, other) for other in others), f"results depend on the order: {results}"
+        return results["ascending"]
+
+
+class EmulatedKernels(Kernels):
+    """Workspaces lie in guarded memory and start as NaN."""
+
+    def _launch(
+        self, operator: str, out: torch.Tensor, tensors: Mapping[str, torch.Tensor | None], scalars: Mapping[str, Any]
+    ) -> torch.Tensor:
+        workspace = tensors.get("workspace")
+        if workspace is not None:
+            library = ctypes.CDLL(str(self.path))
+            tensors = {**tensors, "workspace": guarded(library, torch.full_like(workspace, 0xFF))}
+        return super()._launch(operator, out, tensors, scalars)
 
 
 def guarded(emulator: ctypes.CDLL, tensor: torch.Tensor) -> torch.Tensor:
@@ -49,7 +81,7 @@ def kernel_library(request: pytest.FixtureRequest) -> KernelLibrary:
     if request.param == "emulated":
         if reason := build.unavailable():
             pytest.skip(reason)
-        return KernelLibrary(Kernels(build.emulated_library()), torch.device("cpu"))
+        return KernelLibrary(EmulatedKernels(build.emulated_library()), torch.device("cpu"))
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     try:

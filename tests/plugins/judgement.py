@@ -38,4 +38,6 @@ def assert_as_good_as(result: Tensor, same_dtype: Tensor, exact: Tensor) -> None
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
     """What a result is written over: NaN, or the smallest integer, wherever the kernel forgets to write."""
-    return torch.full(shape, torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min, dtype=dtype, device=device)
+    return torch.full(
+        shape, torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min, dtype=dtype, device=device
+    )

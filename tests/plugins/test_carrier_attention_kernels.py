@@ -52,6 +52,11 @@ STAGED = [
     Sizes(1, 24, 4, 53, 72, 3, 24),  # 96 carriers: streamed attention
     Sizes(2, 1, 1, 10, 8, 1, 8),
 ]
+LARGE = [  # of the published models; seconds on a GPU, minutes in emulation
+    ("fused", Sizes(128, 4, 4, 53, 256, 8, 32)),
+    ("staged", Sizes(32, 4, 4, 53, 784, 16, 56)),
+    ("staged", Sizes(8, 54, 4, 53, 256, 8, 32)),  # 216 carriers at 576 x 960
+]
 PLAIN = [Sizes(2, 4, 4, 53, 20, 2, 7), Sizes(1, 2, 1, 5, 33, 3, 11)]
 
 
@@ -111,6 +116,14 @@ def test_staged(kernel_library: KernelLibrary, sizes: Sizes, dtype: torch.dtype)
     check(kernel_library, "staged", sizes, dtype)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("tactic", "sizes"), LARGE, ids=str)
+def test_large(kernel_library: KernelLibrary, tactic: str, sizes: Sizes, dtype: torch.dtype) -> None:
+    if kernel_library.device.type == "cpu":
+        pytest.skip("for a GPU: emulation takes minutes")
+    check(kernel_library, tactic, sizes, dtype)
+
+
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 @pytest.mark.parametrize("sizes", PLAIN, ids=str)
 def test_plain(kernel_library: KernelLibrary, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -163,7 +176,12 @@ def test_automatic(kernel_library: KernelLibrary) -> None:
         ("automatic", torch.float16, Sizes(1, 4, 4, 53, 98, 2, 48), "98 channels in fp16; served are multiples of 8"),
         ("automatic", torch.bfloat16, Sizes(1, 4, 4, 53, 64, 2, 49), "head dim 49 in bf16; served are multiples of 8"),
         ("fused", torch.float16, Sizes(1, 20, 4, 53, 64, 2, 32), "80 carriers; the fused kernel serves up to 64"),
-        ("fused", torch.float16, Sizes(1, 4, 4, 53, 40, 1, 40), "40 channels, 40 in all heads; the fused kernel serves"),
+        (
+            "fused",
+            torch.float16,
+            Sizes(1, 4, 4, 53, 40, 1, 40),
+            "40 channels, 40 in all heads; the fused kernel",
+        ),
         ("fused", torch.float16, Sizes(1, 16, 4, 53, 1568, 28, 56), "bytes of shared memory for these sizes"),
         ("fused", torch.float32, Sizes(1, 4, 4, 53, 64, 2, 32), "the fused kernel serves fp16 and bf16, not fp32"),
         ("resident", torch.float16, Sizes(1, 4, 4, 53, 64, 2, 32), "CarrierAttention has no resident kernel"),

@@ -239,7 +239,7 @@ DEGENERATE = {
 def test_without_a_library_the_definition_runs(use: Callable[[None], None], name: str) -> None:
     use(None)
     call = {**CALLS, **DEGENERATE}[name]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="PyTorch code") as caught:
         equal_to_definition(call, random_inputs(call, torch.float16))
     (warning,) = caught
     message = "FasterViT's operators run as PyTorch code on CUDA: Plugin library not found. Looked in: nowhere.so."
@@ -256,7 +256,7 @@ def test_a_refused_case_runs_as_the_definition_and_is_told_once(
     use(recorder.path)
     call = CALLS[name]
     recorder.prepare(refusal="heads of 99; served are others")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="PyTorch code") as caught:
         equal_to_definition(call, random_inputs(call, torch.float16))
     (warning,) = caught
     expected = f"fastervit::{call.operator} runs as PyTorch code on CUDA: heads of 99; served are others"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.plugins.conftest import guarded
+from fastervit_trt.plugins.kernels import Kernels
+from tests.plugins.conftest import ORDERS, KernelLibrary, guarded
 from tests.plugins.emulator import build
 
 EXAMPLES = Path(build.__file__).parent / "examples.cu"
-ORDERS = {"ascending": 0, "descending": -1, "shuffled": 7}
 SECOND_GROUP = r"while thread \d+'s asynchronous copy to offset (1024|2032|1[1-9]\d\d) is under way"
 INVALID_VALUE, INVALID_CONFIGURATION, LAUNCH_FAILURE = 1, 9, 719
 
@@ -25,6 +31,7 @@ class Examples:
     """The compiled examples; ``run`` gives what a kernel wrote, ``error`` how it failed."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.library = ctypes.CDLL(str(path))
         self.library.fastervit_emulator_error.restype = ctypes.c_char_p
 
@@ -124,8 +131,9 @@ def test_conversions_are_those_of_ieee(examples: Examples) -> None:
     every_half = bits.view(torch.float16).float()
     halfway = torch.nextafter(every_half, torch.tensor(1e9)) / 2 + torch.nextafter(every_half, -torch.tensor(1e9)) / 2
     ties = (every_half[:-1] + every_half[1:]) / 2  # between neighbours
-    wide = torch.cat([wide, every_half, halfway, ties, torch.tensor([65519.99, 65520.0, 2.5, 3.5, -2.5, 2.0**31, -3e9])])
-    wide = torch.cat([wide, bits.view(torch.bfloat16).float() * (1 + 2.0**-8), torch.tensor([float("inf"), -1e39])])
+    bfloat16_ties = bits.view(torch.bfloat16).float() * (1 + 2.0**-8)
+    special = torch.tensor([65519.99, 65520.0, 2.5, 3.5, -2.5, 2.0**31, -3e9, float("inf"), -1e39])
+    wide = torch.cat([wide, every_half, halfway, ties, bfloat16_ties, special])
 
     half, brain = torch.empty(len(wide), dtype=torch.float16), torch.empty(len(wide), dtype=torch.bfloat16)
     rounded = torch.empty(len(wide), dtype=torch.int32)
@@ -161,10 +169,16 @@ def test_copies_arrive_when_waited_for(ordered: Examples) -> None:
         (5, r"reads 8 bytes at offset \d+ of a tensor of 2048 bytes"),
         (6, "race: (reads|copies) .*|while thread"),  # the wait is the copying thread's only
         (7, "ends while 1 of its asynchronous copies are under way"),
+        (9, "asynchronous copy to offset 0 of a tensor of 2048 bytes"),
     ],
 )
 def test_wrong_copies(ordered: Examples, mode: int, expected: str) -> None:
     assert re.search(expected, ordered.error("copies", mode, given=torch.randn(512), count=512, shared=2048))
+
+
+def test_a_copy_from_nowhere(ordered: Examples) -> None:
+    error = ordered.error("copies", 8, given=torch.randn(512), count=512, shared=2048)
+    assert f"{marked('from nowhere')}: accesses 0x100, where no memory is" in error
 
 
 def test_copies_that_arrive_too_early(ordered: Examples) -> None:
@@ -217,17 +231,17 @@ def test_races(ordered: Examples, mode: int, kinds: str) -> None:
 def test_a_race_names_both_places(examples: Examples) -> None:
     error = examples.error("neighbours", 3)
     assert re.fullmatch(
-        r"fastervit::.*::neighbours\(.*\), block \(0, 0, 0\), thread 32 \(warp 1, lane 0\), (\S+): race: writes 4 bytes of "
-        r"shared memory, of which thread 31 \(warp 0, lane 31\) has read the one at offset 128 with no barrier in "
-        r"between, (\S+)",
+        r"fastervit::.*::neighbours\(.*\), block \(0, 0, 0\), thread 32 \(warp 1, lane 0\), (\S+): race: writes 4 "
+        r"bytes of shared memory, of which thread 31 \(warp 0, lane 31\) has read the one at offset 128 with no "
+        r"barrier in between, (\S+)",
         error,
     ), error
     assert f"{marked('write')}: race" in error and error.endswith(marked("read"))
 
 
-def test_readers_of_several_warps_are_remembered(ordered: Examples) -> None:
+def test_all_readers_are_remembered(ordered: Examples) -> None:
     ordered.run("readers", 0)
-    for mode in (1, 2):
+    for mode in (1, 2, 3, 4):
         assert "race" in ordered.error("readers", mode)
 
 
@@ -239,7 +253,6 @@ def test_results_do_not_depend_on_the_order(ordered: Examples) -> None:
 def test_orders_differ(examples: Examples) -> None:
     """The last lane, warp and block to run."""
 
-
     def last(order: str) -> list[int]:
         examples.order(order)
         return [int(examples.run("sums", mode, blocks=5, threads=256)[0]) for mode in (1, 2, 3)]
@@ -249,6 +262,24 @@ def test_orders_differ(examples: Examples) -> None:
     shuffled = last("shuffled")
     assert 0 < shuffled[0] < 255 and 0 < shuffled[1] < 7
     assert last("shuffled") == shuffled  # by its seed
+
+
+def test_an_order_from_outside_and_a_stack_that_overflows(compiled: Examples) -> None:
+    """In a process without handlers of signals, which pytest's own has."""
+    program = f"""
+import ctypes
+library, out = ctypes.CDLL({str(compiled.path)!r}), (ctypes.c_float * 64)()
+assert library.example_sums(out, out, 1, 1, 64, 0) == 0 and out[0] == 0  # descending
+assert library.example_edges(out, out, 20, 1, 1, 64) == {LAUNCH_FAILURE}
+assert library.example_sums(out, out, 1, 1, 64, 0) == 0
+ctypes.string_at(16)
+"""
+    environment = {**os.environ, "FASTERVIT_EMULATOR_ORDER": "-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False, timeout=60
+    )
+    assert done.stderr.startswith("emulator: ") and "where no memory is" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == -signal.SIGSEGV  # the last line's: faults are the process's own again
 
 
 # Memory
@@ -283,6 +314,7 @@ def test_shared_memory_starts_undefined(ordered: Examples) -> None:
         (17, "writes 8 bytes at offset 60 of a tensor of 64 bytes"),  # memset
         (18, "writes 28 bytes at offset 48 of a tensor of 64 bytes"),  # a struct
         (19, "reads 28 bytes at offset 48 of a tensor of 64 bytes"),
+        (20, "accesses 0x.*, where no memory is"),  # a stack that overflows
     ],
 )
 def test_edges(examples: Examples, mode: int, expected: str) -> None:
@@ -294,11 +326,20 @@ def test_edges(examples: Examples, mode: int, expected: str) -> None:
         assert marked("nowhere") in error
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(2, "no multiple of 16"), (3, "offset 512 of shared"), (4, "tensor")])
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (2, "ldmatrix from 0x.*, which is no multiple of 16"),
+        (3, "ldmatrix from offset 512 of shared memory"),
+        (4, "ldmatrix from offset 0 of a tensor"),
+        (5, "reads 16 bytes of shared memory, of which the one at offset 144 was never written"),
+        (6, "race: reads 16 bytes"),
+    ],
+)
 def test_wrong_rows_of_ldmatrix(examples: Examples, mode: int, expected: str) -> None:
     given = torch.zeros(256, dtype=torch.int16)
     error = examples.error("matrices", mode, given=given, count=256, threads=32, shared=512)
-    assert "ldmatrix from" in error and expected in error
+    assert re.search(expected, error), error
 
 
 def test_guarded_tensors(examples: Examples) -> None:
@@ -330,6 +371,7 @@ def test_all_lanes_together(ordered: Examples) -> None:
         (5, r"lane 0\).* waits at a shuffle, but .*lane 16\) is at its end"),
         (7, "thread 32 .* waits at __syncthreads, but thread 0 .* is at its end"),
         (8, r"lane 0\).* waits at mma of fp16, but .*lane 1\) is at mma of bf16"),
+        (9, r"a shuffle of some lanes only \(mask 0xffff\)"),
     ],
 )
 def test_divergence(ordered: Examples, mode: int, expected: str) -> None:
@@ -364,6 +406,13 @@ def test_launches_that_cuda_refuses(examples: Examples, how: dict[str, int], cod
     assert not examples.message
 
 
+def test_undefined_behaviour_of_a_launcher(examples: Examples) -> None:
+    assert examples.launch("overflow", 1, blocks=1)[0] == 0
+    assert examples.launch("overflow", 1, blocks=2)[0] == LAUNCH_FAILURE
+    assert f"{marked('overflow')}: integer overflow in a multiplication" in examples.message
+    assert examples.launch("overflow", 1, blocks=1)[0] == 0
+
+
 def test_a_smaller_device(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     values = (ctypes.c_int * 3)()
     assert examples.library.example_device(values) == 0
@@ -388,11 +437,17 @@ def test_it_goes_on_after_errors(ordered: Examples) -> None:
 def test_only_what_changed_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
     compiled: list[str] = []
-    run = build._run
-    monkeypatch.setattr(build, "_run", lambda *c: (compiled.extend(p.name for p in c if isinstance(p, Path)), run(*c))[1])
+
+    def run(*command: str | Path) -> None:
+        compiled.extend(word.name for word in command if isinstance(word, Path))
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+
+    monkeypatch.setattr(build, "_run", run)
     header, source, other = tmp_path / "header.h", tmp_path / "source.cu", tmp_path / "other.cu"
     header.write_text("inline int value() { return 1; }\n")
-    source.write_text('#include "header.h"\nextern "C" __attribute__((visibility("default"))) int f() { return value(); }')
+    source.write_text(
+        '#include "header.h"\nextern "C" __attribute__((visibility("default"))) int f() { return value(); }'
+    )
     other.write_text("int g() { return 0; }")
 
     def value() -> int:
@@ -405,9 +460,89 @@ def test_only_what_changed_is_compiled(tmp_path: Path, monkeypatch: pytest.Monke
     assert value() == 2 and "source.cu" in compiled and not {"other.cu", "engine.cpp"} & set(compiled)
     header.write_text("inline int value() { return 1; }\n")
     assert value() == 1 and "source.cu" not in compiled
-    source.write_text("int f() { return nothing; }")
-    with pytest.raises(RuntimeError, match="nothing"):
-        value()
+    old = tmp_path / "cache" / "old.o"
+    old.touch()
+    assert value() == 1 and old.exists()
+    for path in old.parent.glob("*.*o"):
+        os.utime(path, (0, 0))
+    assert value() == 1 and not old.exists()  # nor the object of the other header, but those in use:
+    assert value() == 1 and not compiled
+
+
+def test_what_is_edited_meanwhile_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
+    texts = [f'extern "C" __attribute__((visibility("default"))) int f() {{ return {i}; }}' for i in range(2)]
+    source = tmp_path / "source.cu"
+    source.write_text(texts[0])
+
+    def run(*command: str | Path) -> None:
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+        if source in command and source.read_text() == texts[0]:
+            source.write_text(texts[1])
+
+    monkeypatch.setattr(build, "_run", run)
+    assert ctypes.CDLL(str(build.emulated_library([source]))).f() == 1
+    source.write_text(texts[0])  # no object of these contents may be there: it would be one of others
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
+    assert ctypes.CDLL(str(build.emulated_library([source]))).f() == 0
+
+
+def test_what_the_compiler_says_is_the_error(tmp_path: Path) -> None:
+    source = tmp_path / "source.cu"
+    source.write_text("int f(int unused) { return nothing; }")
+    with pytest.raises(RuntimeError, match="nothing") as error:
+        build.emulated_library([source])
+    assert "unused parameter" in str(error.value)  # warnings are errors
+
+
+# The fixture of kernel tests
+
+
+def test_workspaces_are_guarded_too(kernel_library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel_library.device.type != "cpu":
+        pytest.skip("guards are the emulator's")
+    seen: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(Kernels, "_launch", lambda self, operator, out, tensors, scalars: seen.update(tensors))
+    kernel_library.kernels.carrier_attention(*_carrier_attention(), 4, 1e-5, "staged")
+    workspace = seen["workspace"]
+    assert workspace.numel() > 0 and bool((workspace == 0xFF).all())
+    assert -(-(workspace.data_ptr() + workspace.numel()) // 16) * 16 % mmap.PAGESIZE == 0
+
+
+def test_results_that_depend_on_the_order_are_found(compiled: Examples) -> None:
+    library = KernelLibrary(SimpleNamespace(path=compiled.path), torch.device("cpu"))  # type: ignore[arg-type]
+    given = torch.randn(64)
+    assert library.in_every_order(lambda: compiled.run("sums", 0, given=given)[:1]) == _tree_sum(given)
+    with pytest.raises(AssertionError, match="depend on the order"):
+        library.in_every_order(lambda: compiled.run("sums", 1, given=given)[:1])
+    assert int(compiled.run("sums", 1)[0]) == 63  # ascending again
+
+
+@pytest.mark.parametrize("tactic", ["plain", "resident", "streamed"])
+def test_window_attention_in_every_order(kernel_library: KernelLibrary, tactic: str) -> None:
+    qkv, bias = (kernel_library.guarded(torch.randn(s).half()) for s in [(3 * 53, 3 * 2 * 16), (1, 2, 53, 53)])
+    kernel_library.in_every_order(lambda: kernel_library.kernels.window_attention(qkv, bias, tactic))
+
+
+@pytest.mark.parametrize("tactic", ["plain", "staged", "fused"])
+def test_carrier_attention_in_every_order(kernel_library: KernelLibrary, tactic: str) -> None:
+    tensors = [kernel_library.guarded(x) for x in _carrier_attention()]
+    kernel_library.in_every_order(lambda: kernel_library.kernels.carrier_attention(*tensors, 4, 1e-5, tactic))
+
+
+def test_partition_and_reverse_in_every_order(kernel_library: KernelLibrary) -> None:
+    shapes = [(2, 40, 14, 14), (2, 40, 4, 4), (1, 53, 40), (40,)]
+    x, carriers, table, gamma = (kernel_library.guarded(torch.randn(shape)) for shape in shapes)
+    kernels = kernel_library.kernels
+    tokens = kernel_library.in_every_order(lambda: kernels.window_partition(x, carriers, table, 7))
+    kernel_library.in_every_order(lambda: kernels.window_reverse(tokens, gamma, 4, 7, 14, 14))
+
+
+def _carrier_attention() -> list[torch.Tensor]:
+    """Two images of four windows with four carriers each, 64 channels, two heads of 32."""
+    shapes = [(8, 53, 64), (1, 16, 64), (64,), (64,), (192, 64), (192,), (1, 2, 16, 16), (64, 64), (64,)]
+    return [torch.randn(shape).half() for shape in shapes]
 
 
 def _tree_sum(x: torch.Tensor) -> torch.Tensor:

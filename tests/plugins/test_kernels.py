@@ -319,6 +319,8 @@ BAD = {
         {"out": zeros(*MAP), "channels_last": True},
         "out is not contiguous",
     ),
+    "qkv is transposed": ("window_attention", {"qkv_X3D": zeros(768, 265).mT}, "qkv is not contiguous"),
+    "misaligned qkv": ("window_attention", {"qkv_X3D": misaligned(265, 768)}, "qkv does not start"),
     "part of a window": ("window_attention", {"qkv_X3D": zeros(264, 768)}, "264 rows of qkv are no multiple of 53"),
     "columns for other heads": (
         "window_attention",
@@ -335,6 +337,7 @@ BAD = {
         "bias is torch.int8 on cpu, expected is torch.float16",
     ),
     "unknown tactic": ("window_attention", {"tactic": "fast"}, "no tactic 'fast'; known are automatic, plain"),
+    "rows are transposed": ("carrier_attention", {"tok_WnNC": zeros(6, 20, 13).mT}, "tokens is not contiguous"),
     "carriers of half an image": ("carrier_attention", {"tok_WnNC": zeros(4, 13, 20)}, "16 carriers of all windows"),
     "more carriers than rows": ("carrier_attention", {"carriers": 14}, "14 carriers do not fit the 13 rows"),
     "no carriers": ("carrier_attention", {"carriers": 0}, "0 carriers do not fit"),

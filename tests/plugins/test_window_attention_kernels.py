@@ -34,6 +34,14 @@ RESIDENT = [
     (36, 1, 64, 3),
 ]
 STREAMED = [(144, 2, 56, 2), (53, 1, 32, 3), (64, 1, 40, 1), (65, 2, 80, 1), (196, 1, 48, 1), (1, 1, 8, 2)]
+LARGE = [  # of the published models; seconds on a GPU, minutes in emulation
+    ("resident", (53, 8, 32, 512)),
+    ("resident", (49, 32, 56, 64)),
+    ("resident", (53, 16, 80, 32)),
+    ("streamed", (216, 8, 32, 8)),  # carriers of 576 x 960
+    ("streamed", (576, 16, 56, 2)),
+    ("streamed", (2304, 16, 56, 1)),
+]
 PLAIN = [(53, 2, 32, 3), (49, 2, 49, 2), (16, 1, 33, 5), (1, 1, 1, 1), (144, 1, 20, 1)]
 
 
@@ -80,6 +88,16 @@ def test_streamed(kernel_library: KernelLibrary, sizes: tuple[int, int, int, int
 @pytest.mark.parametrize("sizes", PLAIN, ids=str)
 def test_plain(kernel_library: KernelLibrary, sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     check(kernel_library, "plain", sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("tactic", "sizes"), LARGE, ids=str)
+def test_large(
+    kernel_library: KernelLibrary, tactic: str, sizes: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    if kernel_library.device.type == "cpu":
+        pytest.skip("for a GPU: emulation takes minutes")
+    check(kernel_library, tactic, sizes, dtype)
 
 
 @pytest.mark.parametrize("tactic", ["resident", "plain"])
@@ -152,7 +170,11 @@ def test_large_scores(
 
 
 def test_automatic_takes_a_kernel_that_serves(kernel_library: KernelLibrary) -> None:
-    for dtype, sizes in [(torch.float32, (20, 1, 7, 2)), (torch.float16, (81, 1, 32, 1)), (torch.bfloat16, (80, 1, 8, 1))]:
+    for dtype, sizes in [
+        (torch.float32, (20, 1, 7, 2)),
+        (torch.float16, (81, 1, 32, 1)),
+        (torch.bfloat16, (80, 1, 8, 1)),
+    ]:
         check(kernel_library, "automatic", sizes, dtype)
 
 

@@ -120,7 +120,7 @@ __device__ __forceinline__ void softmax_numerators(float (&scores)[Tiles][4], fl
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[n][i] = exp2f(fmaf(scores[n][i], kLog2E, -largest));
+        scores[n][i] = exp2_approximate(fmaf(scores[n][i], kLog2E, -largest));
         sum += scores[n][i];
       }
     }

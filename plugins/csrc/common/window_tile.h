@@ -1,5 +1,5 @@
-// What WindowPartition and WindowReverse share: what they serve, where a position of a map lies among rows of tokens, and
-// how the threads of a block divide a tile of positions x channels.
+// What WindowPartition and WindowReverse share: what they serve, where a position of a map lies among rows of tokens,
+// and how the threads of a block divide a tile of positions x channels.
 //
 // Positions of all images are numbered one after another, row-major in each. A plane is the map of one channel.
 #ifndef FASTERVIT_COMMON_WINDOW_TILE_H
@@ -16,8 +16,8 @@
 namespace fastervit {
 
 constexpr int max_tile_positions = 1024;
-constexpr int max_positions = INT_MAX - max_tile_positions;  // of a launch: numbers take 31 bits, also past the last one
-constexpr int max_channels = 1 << 20;  // their tiles are the y of the launch grid, which ends at 65535
+constexpr int max_positions = INT_MAX - max_tile_positions;  // of a launch: numbers take 31 bits, also in its last tile
+constexpr int max_channels = 1 << 20;                        // whose tiles are y of the launch grid, up to 65535
 
 // √carriers where that is an integer, else -1.
 inline int carrier_side(int carriers) {
@@ -36,24 +36,25 @@ inline const char* refuse_windows(const char* name, int dtype, int channels, int
     return refusal("%s: %d channels; serves 1 to %d", name, channels, max_channels);
   }
   if (window < 1 || height < 0 || width < 0 || height % window != 0 || width % window != 0) {
-    return refusal("%s: windows of %d x %d on a %d x %d map; serves maps that whole windows cover", name, window, window,
-                   height, width);
+    return refusal("%s: windows of %d x %d on a %d x %d map; serves maps that whole windows cover", name, window,
+                   window, height, width);
   }
   if (carriers < 0 || (square && carrier_side(carriers) < 0)) {
-    return refusal("%s: %d carriers per window; serves %s", name, carriers, square ? "0, 1, 4, 9 ... side²" : "0 or more");
+    return refusal("%s: %d carriers per window; serves %s", name, carriers,
+                   square ? "0, 1, 4, 9 ... side²" : "0 or more");
   }
   const std::int64_t area = std::int64_t{height} * width;
   const std::int64_t windows = area / window / window;
   if (area > max_positions || windows * carriers > max_positions) {
-    return refusal("%s: a %d x %d map with %d carriers per window; serves up to %d pixels, and carriers, of an image", name,
-                   height, width, carriers, max_positions);
+    return refusal("%s: a %d x %d map with %d carriers per window; serves up to %d pixels, and carriers, of an image",
+                   name, height, width, carriers, max_positions);
   }
   return nullptr;
 }
 
 // Division of any n < 2^31 by a number that only the host knows, in 3 instructions where `/` takes some 20.
-// With 2^s >= value and m = ceil(2^(31 + s) / value), n · m / 2^(31 + s) exceeds n / value by less than 1 / value
-// (n < 2^31 times m · value - 2^(31 + s) < value <= 2^s, over value · 2^(31 + s)): too little to reach the next integer.
+// With 2^s >= value, p = 2^(31 + s) and m = ceil(p / value), m · value - p < value <= 2^s. So n · m / p exceeds
+// n / value by n · (m · value - p) / (value · p) < 2^31 · 2^s / (value · p) = 1 / value: short of the next integer.
 struct Divisor {
   std::uint32_t value;
   std::uint32_t multiplier;  // m
@@ -83,8 +84,8 @@ struct WindowGrid {
   std::uint32_t positions;       // of all images
 
   static WindowGrid of(int images, int height, int width, int side) {
-    return {Divisor::of(height * width), Divisor::of(width), Divisor::of(side), static_cast<std::uint32_t>(width / side),
-            static_cast<std::uint32_t>(images * height * width)};
+    return {Divisor::of(height * width), Divisor::of(width), Divisor::of(side),
+            static_cast<std::uint32_t>(width / side), static_cast<std::uint32_t>(images * height * width)};
   }
 
   // Lines of all images follow one another, and windows fill whole images, so no image need be told from the next.
@@ -141,7 +142,7 @@ struct WindowTile {
   static_assert(pitch * static_cast<int>(sizeof(T)) / std::max<int>(Size * sizeof(T), 4) % 2 == 1, "no bank conflicts");
   static_assert(Config::threads % units_of_row == 0, "along channels, a thread keeps its channels");
   static_assert(Config::threads % positions == 0, "along positions, a thread keeps its position");
-  static_assert(units >= 1 && positions <= max_tile_positions && max_channels / channels <= 65535, "limits named above");
+  static_assert(units >= 1 && positions <= max_tile_positions && max_channels / channels <= 65535, "limits above");
 
   // Blocks that cover all positions, and all channels.
   static std::uint32_t tiles(const WindowGrid& grid) { return (grid.positions + positions - 1) / positions; }

@@ -30,8 +30,12 @@ class Memory {
   }
   Memory(const Memory&) = delete;
   void* address() const { return address_; }
-  void poison() { std::memset(address_, kPoison, bytes_); }
-  void write(const Bytes& data) { std::memcpy(address_, data.data(), bytes_); }
+  void poison() {
+    if (bytes_ > 0) std::memset(address_, kPoison, bytes_);
+  }
+  void write(const Bytes& data) {
+    if (bytes_ > 0) std::memcpy(address_, data.data(), bytes_);
+  }
   Bytes read() const {
     const auto* begin = static_cast<const unsigned char*>(address_);
     return Bytes(begin, begin + bytes_);

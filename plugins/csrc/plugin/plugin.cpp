@@ -141,18 +141,17 @@ bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPlugi
 
 std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, std::int32_t input_count,
                                      const DynamicPluginTensorDesc* outputs, std::int32_t /*output_count*/) noexcept {
+  // Bounds are TensorRT's estimates and need not fit each other; what is tuned for must.
   tactics_.clear();
-  for (Dims DynamicPluginTensorDesc::* bound :
-       {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt, &DynamicPluginTensorDesc::max}) {
-    const std::vector<PluginTensorDesc> descs = at(bound, inputs, input_count);
-    if (!all_known(descs)) return 0;  // onShapeChange will know
-    const Tensors call{descs.data(), &outputs[0].desc};
-    if (const char* reason = wrong(call)) {
-      log_error(reason);
-      return 1;
-    }
-    tactics_ = served(call);
+  const std::vector<PluginTensorDesc> descs = at(&DynamicPluginTensorDesc::opt, inputs, input_count);
+  const Tensors call{descs.data(), &outputs[0].desc};
+  const bool bounded = all_known(at(&DynamicPluginTensorDesc::max, inputs, input_count));
+  const char* reason = bounded ? wrong(call) : refusal("%s: its inputs have no largest size", name());
+  if (reason != nullptr) {
+    log_error(reason);
+    return 1;
   }
+  tactics_ = served(call);
   return 0;
 }
 
@@ -160,10 +159,9 @@ std::size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std:
                                      const DynamicPluginTensorDesc* outputs,
                                      std::int32_t /*output_count*/) const noexcept {
   const std::vector<PluginTensorDesc> descs = at(&DynamicPluginTensorDesc::max, inputs, input_count);
-  if (!all_known(descs)) return 0;
   const Tensors call{descs.data(), &outputs[0].desc};
   std::size_t bytes = workspace(call, FASTERVIT_AUTOMATIC);
-  for (int tactic : served(call)) bytes = std::max(bytes, workspace(call, tactic));
+  for (int tactic : tactics_) bytes = std::max(bytes, workspace(call, tactic));
   return bytes;
 }
 
@@ -187,21 +185,32 @@ std::int32_t Plugin::setTactic(std::int32_t tactic) noexcept {
 std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t input_count,
                                    const PluginTensorDesc* outputs, std::int32_t output_count) noexcept {
   if (input_count != static_cast<int>(contract_.inputs.size()) || output_count != 1) return 1;
-  const char* reason = wrong({inputs, outputs});
-  if (reason != nullptr) log_error(reason);
-  return reason != nullptr;
+  const Tensors call{inputs, outputs};
+  if (const char* reason = wrong(call)) {
+    log_error(reason);
+    return 1;
+  }
+  // An engine may run on another GPU than it was tuned on. The workspace is enough for all tactics.
+  const char* reason = tactic_ == FASTERVIT_AUTOMATIC ? nullptr : unsupported(call, tactic_);
+  if (reason != nullptr) {
+    warn_once(refusal("%s; the engine was tuned for the %s kernel, taking another", reason, tactic_name(tactic_)));
+    tactic_ = FASTERVIT_AUTOMATIC;
+  }
+  return 0;
 }
 
 std::int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc* output_descs,
                              const void* const* inputs, void* const* outputs, void* workspace,
                              cudaStream_t stream) noexcept {
+  const Tensors call{input_descs, output_descs};
+  if (output_descs[0].dims.d[0] == 0) return 0;  // an empty batch; CUDA has no empty grids
   bool aligned = is_aligned(outputs[0]) && is_aligned(workspace);
   for (std::size_t i = 0; i < contract_.inputs.size(); ++i) aligned = aligned && is_aligned(inputs[i]);
   if (!aligned) {
     log_error(refusal("%s: a tensor is at an address that is no multiple of %d", name(), kAlignment));
     return 1;
   }
-  const int error = launch({input_descs, output_descs}, inputs, outputs[0], workspace, tactic_, stream);
+  const int error = launch(call, inputs, outputs[0], workspace, tactic_, stream);
   if (error != 0) log_error(refusal("%s: the launch failed with CUDA error %d", name(), error));
   return error;
 }

@@ -61,7 +61,7 @@ int fastervit_window_attention(void* context, const void* qkv, const void* bias,
     return static_cast<int>(cudaErrorInvalidValue);
   }
   if (windows == 0) return static_cast<int>(cudaSuccess);
-  operator_::Call call{context, qkv, bias, windows, tokens, heads, head_dim, 1.0f, 1.0f};
+  operator_::Call call{context, qkv, bias, windows, tokens, heads, head_dim, heads * head_dim, 1.0f, 1.0f};
   if (dtype == FASTERVIT_INT8) {
     call.score_scale = qkv_scale * qkv_scale;
     call.context_scale = qkv_scale / context_scale;

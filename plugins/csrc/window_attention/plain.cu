@@ -39,7 +39,7 @@ template <typename T, typename Bias>
 __global__ void __launch_bounds__(kPlainQueries* kLanes) plain_kernel(Call call) {
   const int lane = threadIdx.x % kLanes;
   const int tokens = call.tokens;
-  const int row_elements = 3 * call.heads * call.head_dim;
+  const int row_elements = 3 * call.dim;
   float* scores = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x / kLanes * tokens;
 
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPlainQueries + threadIdx.x / kLanes;
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kPlainQueries* kLanes) plain_kernel(Call call)
 
   const T* window_qkv = static_cast<const T*>(call.qkv) + window * tokens * row_elements + head * call.head_dim;
   const T* q = window_qkv + static_cast<std::int64_t>(query) * row_elements;
-  const T* keys = window_qkv + call.heads * call.head_dim;
-  const T* values = keys + call.heads * call.head_dim;
+  const T* keys = window_qkv + call.dim;
+  const T* values = keys + call.dim;
   const Bias* bias = static_cast<const Bias*>(call.bias) + (static_cast<std::int64_t>(head) * tokens + query) * tokens;
 
   float largest = -INFINITY;

@@ -28,35 +28,28 @@ constexpr int kPiece = 8;  // elements that move together: 16 bytes of 16-bit el
 template <typename Stored>
 struct WindowCopy {
   const Stored* source;  // this thread's piece of the first row of window 0
-  std::int64_t window_stride;
-  int row_stride;
-  int first_row;
+  int first_row;         // too large for threads that are left over
   int rows_at_once;
   int offset;  // elements into the shared window, before the row
-  bool idle;
 
-  __device__ WindowCopy(const Call& call, int head, int thread, int threads, int rows, int stride)
-      : window_stride(static_cast<std::int64_t>(call.tokens) * 3 * call.heads * call.head_dim),
-        row_stride(3 * call.heads * call.head_dim) {
+  __device__ WindowCopy(const Call& call, int head, int thread, int threads, int rows, int stride) {
     const int pieces_of_head = call.head_dim / kPiece;
     const int pieces = 3 * pieces_of_head;
     const int piece = thread % pieces;
     const int part = piece / pieces_of_head;  // q, k or v
     const int column = piece % pieces_of_head * kPiece;
-    first_row = thread / pieces;
     rows_at_once = threads / pieces;
-    idle = first_row >= rows_at_once;
-    source = static_cast<const Stored*>(call.qkv) + (part * call.heads + head) * call.head_dim + column;
+    first_row = thread / pieces < rows_at_once ? thread / pieces : rows;
+    source = static_cast<const Stored*>(call.qkv) + part * call.dim + head * call.head_dim + column;
     offset = part * rows * stride + column;
   }
 
-  __device__ __forceinline__ void start(Stored* window_shared, int stride, std::int64_t window, int tokens) const {
-    if (idle) return;
-    const Stored* from = source + window * window_stride + static_cast<std::int64_t>(first_row) * row_stride;
+  __device__ __forceinline__ void start(Stored* window_shared, int stride, int window, const Call& call) const {
+    const Stored* from = source + (static_cast<std::int64_t>(window) * call.tokens + first_row) * (3 * call.dim);
     Stored* to = window_shared + offset + first_row * stride;
-    for (int row = first_row; row < tokens; row += rows_at_once) {
+    for (int row = first_row; row < call.tokens; row += rows_at_once) {
       copy_async<kPiece* static_cast<int>(sizeof(Stored))>(to, from);
-      from += static_cast<std::int64_t>(rows_at_once) * row_stride;
+      from += static_cast<std::int64_t>(rows_at_once) * (3 * call.dim);
       to += rows_at_once * stride;
     }
   }
@@ -88,42 +81,51 @@ __device__ __forceinline__ void store_pair(std::int8_t* to, float first, float s
   to[1] = static_cast<std::int8_t>(fminf(fmaxf(rintf(second), -128.0f), 127.0f));
 }
 
-// A warp's 16 rows of context, scaled: registers -> the shared rows that held its queries -> global memory.
+// How a warp's lanes share 16 rows of a head: a lane always takes the same piece of a row, every rows_at_once-th row.
+struct WarpRows {
+  int first_row;
+  int rows_at_once;
+  int column;
+
+  __device__ WarpRows(const Call& call, const Lane& lane) {
+    const int pieces = call.head_dim / kPiece;
+    rows_at_once = kLanes / pieces;
+    column = lane.id % pieces * kPiece;
+    first_row = lane.id / pieces < rows_at_once ? lane.id / pieces : 16;  // lanes that are left over take none
+  }
+};
+
+// A warp's 16 rows of context, scaled: registers -> the shared rows that held its queries -> global memory, of which
+// `rows` exist.
 template <typename Stored, typename T, int HeadTiles>
-__device__ __forceinline__ void leave(const Call& call, T* own, const float (&context)[2 * HeadTiles][4],
-                                      const float (&scales)[2], int window, int head, int first_row, const Lane& lane) {
+__device__ __forceinline__ void leave(Stored* to, const WarpRows& share, int rows, const Call& call, T* own,
+                                      const float (&context)[2 * HeadTiles][4], const float (&scales)[2],
+                                      const Lane& lane) {
   constexpr int kStride = padded_stride(HeadTiles * 16) * static_cast<int>(sizeof(T) / sizeof(Stored));
   using Piece = std::conditional_t<sizeof(Stored) == 1, uint2, uint4>;
-  Stored* rows = reinterpret_cast<Stored*>(own);
+  Stored* from = reinterpret_cast<Stored*>(own);
   __syncwarp();  // the queries are in registers; no other warp reads these rows
 #pragma unroll
   for (int n = 0; n < 2 * HeadTiles; ++n) {
     if (n * 8 >= call.head_dim) break;  // padding stays zero, whatever a window's values are
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      store_pair(rows + (lane.g + 8 * half) * kStride + n * 8 + 2 * lane.p, context[n][2 * half] * scales[half],
+      store_pair(from + (lane.g + 8 * half) * kStride + n * 8 + 2 * lane.p, context[n][2 * half] * scales[half],
                  context[n][2 * half + 1] * scales[half]);
     }
   }
   __syncwarp();
-  const int pieces = call.head_dim / kPiece;
-  const int row_stride = call.heads * call.head_dim;
-  Stored* to = static_cast<Stored*>(call.context) +
-               (static_cast<std::int64_t>(window) * call.tokens + first_row) * row_stride + head * call.head_dim;
-  for (int i = lane.id; i < 16 * pieces; i += kLanes) {
-    const int row = i / pieces;
-    const int column = i % pieces * kPiece;
-    if (first_row + row < call.tokens) {
-      *reinterpret_cast<Piece*>(to + row * row_stride + column) =
-          *reinterpret_cast<const Piece*>(rows + row * kStride + column);
-    }
+  for (int row = share.first_row; row < rows; row += share.rows_at_once) {
+    *reinterpret_cast<Piece*>(to + row * call.dim + share.column) =
+        *reinterpret_cast<const Piece*>(from + row * kStride + share.column);
   }
 }
 
 // T: element of the tensor cores. Stored: element in global memory, T or int8.
 template <typename T, typename Stored, int HeadTiles, int RowTiles>
 __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLanes,
-                                  resident_min_blocks(RowTiles, HeadTiles)) resident_kernel(Call call) {
+                                  resident_min_blocks(RowTiles, HeadTiles, sizeof(Stored) == 1))
+    resident_kernel(Call call) {
   constexpr bool kInt8 = sizeof(Stored) == 1;
   constexpr int kWindows = windows_per_block(RowTiles);
   constexpr int kGroupThreads = RowTiles * kLanes;
@@ -155,9 +157,10 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
   __syncthreads();
 
   const WindowCopy<Stored> copy(call, head, thread, kGroupThreads, kRows, kRawStride);
+  const WarpRows share(call, lane);
   const int step = gridDim.y * kWindows;
   int window = blockIdx.y * kWindows + group;
-  if (window < call.windows) copy.start(raw_window(0), kRawStride, window, tokens);
+  if (window < call.windows) copy.start(raw_window(0), kRawStride, window, call);
   copy_async_commit();
 
   // All groups of a block make as many rounds, idle ones too: there are barriers inside.
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
   for (int first = blockIdx.y * kWindows; first < call.windows; first += step, window += step, stage ^= 1) {
     copy_async_wait<0>();
     __syncthreads();  // this window is here, and nobody works on what the next one overwrites
-    if (window + step < call.windows) copy.start(raw_window(stage ^ 1), kRawStride, window + step, tokens);
+    if (window + step < call.windows) copy.start(raw_window(stage ^ 1), kRawStride, window + step, call);
     copy_async_commit();
     T* qkv = wide + (kInt8 ? group : stage * kWindows + group) * kWide;
     if constexpr (kInt8) {
@@ -191,8 +194,11 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
     clear(context);
     add_values<T, HeadTiles, RowTiles>(context, scores, qkv + 2 * kRows * kStride, kStride, lane);
     const float scale = kInt8 ? call.context_scale : 1.0f;
-    const float scales[2] = {scale / sums[0], scale / sums[1]};
-    leave<Stored, T, HeadTiles>(call, own, context, scales, window, head, first_row, lane);
+    const float scales[2] = {__fdividef(scale, sums[0]), __fdividef(scale, sums[1])};
+    Stored* to = static_cast<Stored*>(call.context) +
+                 (static_cast<std::int64_t>(window) * tokens + first_row) * call.dim + head * call.head_dim;
+    leave<Stored, T, HeadTiles>(to, share, tokens - first_row < 16 ? tokens - first_row : 16, call, own, context,
+                                scales, lane);
   }
 }
 

@@ -23,7 +23,7 @@ constexpr int kThreads = kStreamedRowTiles * kLanes;
 template <typename T>
 __device__ __forceinline__ void copy_rows(T* to, const T* from, int first, int rows, const Call& call, int stride) {
   const int pieces = call.head_dim / kPiece;
-  const int row_stride = 3 * call.heads * call.head_dim;
+  const int row_stride = 3 * call.dim;
   for (int i = threadIdx.x; i < rows * pieces; i += kThreads) {
     const int row = i / pieces;
     const int column = i % pieces * kPiece;
@@ -50,14 +50,14 @@ __device__ __forceinline__ void advance(Running& running, float (&scores)[Tiles]
     largest = fmaxf(running.largest[half], row_max(largest));
     // A row may have met nothing but bias of -inf yet; -inf - (-inf) would make it NaN for good.
     const float reference = largest == -INFINITY ? 0.0f : largest * kLog2E;
-    const float shrink = exp2f(fmaf(running.largest[half], kLog2E, -reference));
+    const float shrink = exp2_approximate(fmaf(running.largest[half], kLog2E, -reference));
     running.largest[half] = largest;
     float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[n][i] = exp2f(fmaf(scores[n][i], kLog2E, -reference));
+        scores[n][i] = exp2_approximate(fmaf(scores[n][i], kLog2E, -reference));
         sum += scores[n][i];
       }
     }
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 2) streamed_kernel(Call call) {
   constexpr int kStride = padded_stride(HeadTiles * 16);
   const Lane lane;
   const int tokens = call.tokens;
-  const int dim = call.heads * call.head_dim;
+  const int dim = call.dim;
   const int blocks_of_window = (tokens + kQueries - 1) / kQueries;
   const int first_query = blockIdx.x % blocks_of_window * kQueries;
   const int head = static_cast<int>(blockIdx.x / blocks_of_window % call.heads);

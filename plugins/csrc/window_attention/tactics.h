@@ -12,6 +12,7 @@ struct Call {
   int tokens;
   int heads;
   int head_dim;
+  int dim;              // of all heads
   float score_scale;    // of integer products: qkv_scale²; else 1
   float context_scale;  // integer context of an integer average: qkv_scale / context_scale; else 1
 };

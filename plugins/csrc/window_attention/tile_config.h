@@ -36,20 +36,34 @@ __host__ __device__ constexpr int resident_shared_bytes(int row_tiles, int head_
   return windows * (int8 ? wide + kStages * raw : kStages * wide);
 }
 
-// Blocks that a multiprocessor is to hold, for the compiler's choice of registers (64 K of them): six blocks of four warps
-// leave 85 a thread, four 128, two 204. Asking for more makes these sizes spill (five at 64 tokens and head dim 32).
-__host__ __device__ constexpr int resident_min_blocks(int row_tiles, int head_tiles) {
-  return row_tiles + head_tiles <= 4 ? 6 : row_tiles + head_tiles <= 6 ? 4 : 2;
+constexpr int kSystemShared = 1024;  // bytes that every block takes besides its own
+
+// Shared memory of the multiprocessor that is compiled for, where it may be what limits the number of blocks.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kCompiledShared = 100 * 1024;
+#else
+constexpr int kCompiledShared = 164 * 1024;
+#endif
+
+// Blocks that a multiprocessor is to hold, for the compiler's choice of registers (64 K of them, given to four schedulers
+// evenly): five blocks of four warps leave 96 a thread, four 128, three 168, two 255 (of five warps 168). One more makes
+// these sizes spill; more than shared memory allows would only cost registers.
+__host__ __device__ constexpr int resident_min_blocks(int row_tiles, int head_tiles, bool int8) {
+  const int registers_allow = row_tiles + head_tiles <= 4         ? 5
+                              : row_tiles + head_tiles <= 6       ? 4
+                              : row_tiles == 5 && head_tiles >= 3 ? 1
+                                                                  : 2;
+  const int memory_allows = kCompiledShared / (resident_shared_bytes(row_tiles, head_tiles, int8) + kSystemShared);
+  return memory_allows < 1 ? 1 : memory_allows < registers_allow ? memory_allows : registers_allow;
 }
 
 // Blocks per head that walk over the windows: enough to fill the GPU once. A block keeps its head's bias in registers
 // for all windows that it meets, so more blocks only mean loading it more often.
 inline int resident_blocks_per_head(int windows, int heads, int row_tiles, int head_tiles, bool int8,
                                     const Device& device) {
-  constexpr int of_the_system = 1024;  // bytes that every block takes besides
-  const int registers_allow = resident_min_blocks(row_tiles, head_tiles);
+  const int registers_allow = resident_min_blocks(row_tiles, head_tiles, int8);
   const int memory_allows =
-      device.shared_memory_per_multiprocessor / (resident_shared_bytes(row_tiles, head_tiles, int8) + of_the_system);
+      device.shared_memory_per_multiprocessor / (resident_shared_bytes(row_tiles, head_tiles, int8) + kSystemShared);
   const int resident = memory_allows < 1 ? 1 : memory_allows < registers_allow ? memory_allows : registers_allow;
   const int filling = (device.multiprocessors * resident + heads - 1) / heads;
   const int of_windows = (windows + windows_per_block(row_tiles) - 1) / windows_per_block(row_tiles);

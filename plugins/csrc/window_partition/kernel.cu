@@ -1,4 +1,5 @@
-// tokens[window, R + t] = map[pixel t of window] + table[R + t],  tokens[window, r] = carriers[pixel r of window] + table[r]
+// tokens[window, R + t] = map[pixel t of window] + table[R + t]
+// tokens[window, r]     = carriers[pixel r of window] + table[r]
 // FasterViT (arXiv 2306.06189) §3: a map becomes windows of tokens, each led by its R = side² carriers.
 //
 // Legend: B images, C channels, H x W map, w side of a window, N = R + w² rows of a window.
@@ -9,9 +10,9 @@
 // Staircase:
 //   1  a thread per element of the result: reads of planes are strided by H·W, a sector for every element
 //   2  a tile of positions x channels through shared memory: both sides coalesced, a few bytes per access
-//   3  (this one) a thread gathers a unit of 16 bytes, one position of several channels, before shared memory: there and to
-//      tokens all accesses have 16 bytes, free of bank conflicts. Positions are numbered through all images, so small maps
-//      leave no thread idle; the table arrives while the map does; carriers are the last blocks of the same launch
+//   3  (this one) a thread gathers a unit of 16 bytes, one position of several channels, before shared memory: there
+//      and to tokens all accesses have 16 bytes, free of bank conflicts. Positions are numbered through all images, so
+//      small maps leave no thread idle; the table arrives while the map does; carriers are the launch's last blocks
 #include <algorithm>
 #include <cstdint>
 
@@ -42,7 +43,7 @@ struct Parameters {
 };
 
 template <typename T, int Size, bool ChannelsLast>
-__global__ void __launch_bounds__(TileConfig::threads) partition(Parameters p) {
+__global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks(Size)) partition(Parameters p) {
   using Tile = WindowTile<T, Size, TileConfig>;
   using Units = Unit<T, Size>;
 
@@ -109,8 +110,8 @@ int launch_tiles(Parameters p, void* stream) {
   using Tile = WindowTile<T, Size, TileConfig>;
   p.map_tiles = Tile::tiles(p.map.grid);
   const dim3 grid(p.map_tiles + Tile::tiles(p.carriers.grid), Tile::channel_tiles(p.channels));
-  return launch(partition<T, Size, ChannelsLast>, grid, TileConfig::threads, ChannelsLast ? 0 : Tile::shared_bytes, stream,
-                p);
+  const int shared_bytes = ChannelsLast ? 0 : Tile::shared_bytes;
+  return launch(partition<T, Size, ChannelsLast>, grid, TileConfig::threads, shared_bytes, stream, p);
 }
 
 template <typename T>
@@ -131,8 +132,8 @@ const char* fastervit_window_partition_unsupported(int dtype, int channels, int 
   return fastervit::refuse_windows(name, dtype, channels, height, width, window, carriers_per_window, /*square=*/true);
 }
 
-int fastervit_window_partition(void* tokens, const void* map, const void* carriers, const void* table, int dtype, int batch,
-                               int channels, int height, int width, int window, int carriers_per_window,
+int fastervit_window_partition(void* tokens, const void* map, const void* carriers, const void* table, int dtype,
+                               int batch, int channels, int height, int width, int window, int carriers_per_window,
                                int channels_last, void* stream) {
   using namespace fastervit;
   if (batch < 0 || fastervit_window_partition_unsupported(dtype, channels, height, width, window, carriers_per_window,

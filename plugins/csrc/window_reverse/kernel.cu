@@ -4,15 +4,15 @@
 //
 // Legend: B images, C channels, H x W map, w side of a window, R = side² carriers and N = R + w² rows of a window.
 //
-// Global memory: tokens (B · H/w · W/w, N, C); gamma (C); map (B, C, H, W) or (B, H, W, C). Shared memory, for planes (NCHW)
-// only: [positions][channels + padding] of a tile.
+// Global memory: tokens (B · H/w · W/w, N, C); gamma (C); map (B, C, H, W) or (B, H, W, C).
+// Shared memory, for planes (NCHW) only: [positions][channels + padding] of a tile.
 //
 // Staircase:
 //   1  a thread per element of the result: either reads or, for planes, writes are strided
 //   2  a tile of positions x channels through shared memory: both sides coalesced, a few bytes per access
-//   3  (this one) units of 16 bytes from tokens through shared memory, free of bank conflicts; only a plane's elements leave
-//      one by one, as neighbours. Positions are numbered through all images, so small maps leave no thread idle; a token
-//      and its carrier are read at once and summed before shared memory
+//   3  (this one) units of 16 bytes from tokens through shared memory, free of bank conflicts; only a plane's elements
+//      leave one by one, as neighbours. Positions are numbered through all images, so small maps leave no thread idle;
+//      a token and its carrier are read at once and summed before shared memory
 #include <cstdint>
 
 #include "../common/launch.h"
@@ -30,8 +30,8 @@ struct Parameters {
   const void* gamma;
   WindowGrid grid;
   int channels;
-  int carriers;      // R
-  int carrier_side;  // where gamma is
+  int carriers;                  // R
+  int carrier_side;              // where gamma is
   std::int64_t window_elements;  // N · C
 };
 
@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(TileConfig::threads) reverse(Parameters p) {
     for (int i = 0; i < Tile::units; ++i) {
 #pragma unroll
       for (int k = 0; k < Size; ++k) {
-        moved[i].x[k] =
-            from_float<T>(fmaf(to_float(gamma.x[k]), to_float(carried[i].x[k]), to_float(moved[i].x[k])));
+        moved[i].x[k] = from_float<T>(fmaf(to_float(gamma.x[k]), to_float(carried[i].x[k]), to_float(moved[i].x[k])));
       }
     }
   }
@@ -105,7 +104,8 @@ template <typename T, int Size, bool ChannelsLast>
 int launch_tiles(const Parameters& p, void* stream) {
   using Tile = WindowTile<T, Size, TileConfig>;
   const dim3 grid(Tile::tiles(p.grid), Tile::channel_tiles(p.channels));
-  return launch(reverse<T, Size, ChannelsLast>, grid, TileConfig::threads, ChannelsLast ? 0 : Tile::shared_bytes, stream, p);
+  const int shared_bytes = ChannelsLast ? 0 : Tile::shared_bytes;
+  return launch(reverse<T, Size, ChannelsLast>, grid, TileConfig::threads, shared_bytes, stream, p);
 }
 
 template <typename T>
@@ -133,7 +133,8 @@ const char* fastervit_window_reverse_unsupported(int dtype, int channels, int he
 }
 
 int fastervit_window_reverse(void* map, const void* tokens, const void* gamma, int dtype, int batch, int channels,
-                             int height, int width, int window, int carriers_per_window, int channels_last, void* stream) {
+                             int height, int width, int window, int carriers_per_window, int channels_last,
+                             void* stream) {
   using namespace fastervit;
   if (batch < 0 || fastervit_window_reverse_unsupported(dtype, channels, height, width, window, carriers_per_window,
                                                         gamma != nullptr, channels_last) != nullptr) {

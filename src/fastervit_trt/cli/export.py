@@ -47,6 +47,17 @@ def export_command(
     out_indices: Annotated[str, typer.Option(help="Stages whose maps the backbone yields.")] = "0,1,2,3",
     batch: Annotated[str, typer.Option(help="N (static) or MIN:OPT:MAX (dynamic).")] = "1:8:32",
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head, where not the model's own.")] = None,
+    fuse: Annotated[
+        str,
+        typer.Option(
+            help="One operator in every window: window-attention, between linear layers, or attention-half, from "
+            "LayerNorm to residual."
+        ),
+    ] = "window-attention",
+    pad_head_dims: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pad head dims with zeros to a multiple of this; 8 makes 49 fit tensor cores."),
+    ] = None,
     inline: Annotated[
         bool, typer.Option("--inline", help="A flat graph without fused operators, as TensorRT 10.3 wants it.")
     ] = False,
@@ -77,6 +88,8 @@ def export_command(
         precision=precision,
         batch=BatchRange.parse(batch),
         targets=_targets(compute_capability),
+        fuse=fuse,
+        pad_heads_to=pad_head_dims,
         inline=inline,
         output=output or Path(f"{model}-{precision}"),
         save_checkpoint=save_checkpoint,
@@ -94,6 +107,9 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     flat = "" if fusion.nodes == fusion.flat_nodes else f" ({fusion.flat_nodes} with fused operators written out)"
     say(f"{manifest.model} {manifest.precision}, batch {manifest.batch}, {fusion.nodes} nodes{flat}")
     say(f"  fused: {fusion}")
+    for reason, (block, *others) in fusion.unserved.items():
+        more = f" and {len(others)} more" if others else ""
+        say(f"  no plugin for {block}{more}, left to the compiler; {reason}")
     say(f"  deploy form: {changes}")
     say(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
     for note in manifest.weights["tolerated"]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,8 @@ ROOT = HERE.parents[2]
 KERNELS = ROOT / "plugins" / "csrc"
 CACHE = ROOT / "build" / "emulator"
 SCRIPT = HERE / "shared.ld"
-JOBS = 2
+KEPT_S = 24 * 3600  # since last use
+JOBS = os.cpu_count() or 1
 
 COMMON = [
     *"-std=c++17 -g1 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE -Wall -Wextra -Werror".split(),
@@ -34,7 +37,7 @@ ENGINE = [*COMMON, "-O2"]
 KERNEL = [
     *COMMON,
     "-O1",
-    # Calls before accesses to memory and on undefined behaviour; the engine answers them, not the sanitizers' libraries.
+    # Calls before accesses to memory and on undefined behaviour. The engine answers them, no sanitizer is linked.
     "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
     *"-Wno-tsan -fno-threadsafe-statics".split(),
     "-Wno-unknown-pragmas",  # unroll
@@ -65,7 +68,8 @@ def emulated_library(sources: Sequence[Path] | None = None) -> Path:
         RuntimeError: with what the compiler said.
     """
     sources = kernel_sources() if sources is None else [path.resolve() for path in sources]
-    work = [(path, ENGINE) for path in sorted(HERE.glob("*.cpp"))] + [(path, KERNEL) for path in sources]
+    kernel = [*KERNEL, *_options()]
+    work = [(path, ENGINE) for path in sorted(HERE.glob("*.cpp"))] + [(path, kernel) for path in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda item: _object(*item), work))
@@ -75,6 +79,11 @@ def emulated_library(sources: Sequence[Path] | None = None) -> Path:
             result = Path(scratch) / "library.so"
             _run("g++", "-shared", *objects, f"-Wl,-z,defs,-T,{SCRIPT}", "-ldl", "-pthread", "-o", result)
             result.replace(library)
+    for path in (library, *objects):
+        path.touch()
+    for path in CACHE.glob("*.*"):
+        if path.suffix in (".o", ".so") and time.time() - path.stat().st_mtime > KEPT_S:
+            path.unlink(missing_ok=True)
     return library
 
 
@@ -110,6 +119,16 @@ def _run(*command: str | Path) -> None:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+
+
+@functools.cache
+def _options() -> list[str]:
+    """What only newer compilers understand: variables start as garbage, the same every time."""
+    garbage = "-ftrivial-auto-var-init=pattern"
+    known = (
+        subprocess.run(["g++", garbage, "-xc++", "-E", "/dev/null"], capture_output=True, check=False).returncode == 0
+    )
+    return [garbage] if known else []
 
 
 @functools.cache

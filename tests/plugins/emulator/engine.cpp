@@ -1,8 +1,8 @@
 // Runs kernels on one CPU thread: block after block, each GPU thread on a stack of its own.
 //
-// A thread runs until it reaches a collective of its warp, a barrier or its end. Then the next one does. When all lanes of
-// a warp have arrived at the same collective it takes place; when all threads are at the barrier, or at their end, the
-// block goes on. Anything else can never go on, and is reported.
+// A thread runs until it reaches a collective of its warp, a barrier or its end; then the next one does. When all lanes
+// of a warp have arrived at the same collective it takes place; when all threads are at the barrier, or at their end,
+// the block goes on. Anything else can never go on, and is reported.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
@@ -63,8 +63,8 @@ struct Order {
   }
 };
 
-// Where in the sources an address of this library lies: the innermost line that is not of the emulator's own headers, and
-// the function that all was inlined into.
+// Where in the sources an address of this library lies: the innermost line that is not of the emulator's own headers,
+// and the function that all was inlined into.
 struct Place {
   std::string function, line;
 
@@ -92,8 +92,10 @@ struct Place {
   }
 };
 
-// Of the instruction before, which is where a caller was left.
-Place left_at(const void* address) { return Place(address == nullptr ? nullptr : static_cast<const char*>(address) - 1); }
+// Of the instruction before: where the caller was left.
+Place left_at(const void* address) {
+  return Place(address == nullptr ? nullptr : static_cast<const char*>(address) - 1);
+}
 
 void report() {
   const Place kernel(job.kernel), site = left_at(failed.site), other = left_at(failed.other);
@@ -274,8 +276,7 @@ bool run_grid() {
   const unsigned long blocks = 1ul * grid_size.x * grid_size.y * grid_size.z;
   for (unsigned long i = 0; i < blocks; ++i) {
     const unsigned long block = order < 0 ? blocks - 1 - i : i;
-    block_index = {static_cast<unsigned>(block % grid_size.x),
-                   static_cast<unsigned>(block / grid_size.x % grid_size.y),
+    block_index = {static_cast<unsigned>(block % grid_size.x), static_cast<unsigned>(block / grid_size.x % grid_size.y),
                    static_cast<unsigned>(block / grid_size.x / grid_size.y)};
     run_block();
   }
@@ -355,5 +356,5 @@ int launch(const Launch& launch) {
 // What went wrong in the last launch; empty where nothing did.
 EXPORTED const char* fastervit_emulator_error() { return fastervit::emulator::error.c_str(); }
 
-// Order of blocks, warps and lanes from now on: 0 ascending, -1 descending, else warps and lanes shuffled, by this seed.
+// The order from now on: 0 ascending, -1 blocks, warps, lanes descending, else warps and lanes shuffled, by this seed.
 EXPORTED void fastervit_emulator_order(int order) { fastervit::emulator::order = order; }

@@ -40,14 +40,17 @@ __global__ void matmul(Call call) {
 __global__ void matrices(Call call) {
   std::uint16_t* shared = reinterpret_cast<std::uint16_t*>(dynamic_shared());
   const int lane = threadIdx.x;
-  for (int i = 0; i < 8; ++i) shared[lane * 8 + i] = static_cast<const std::uint16_t*>(call.in)[lane * 8 + i];
-  __syncwarp();
+  for (int i = 0; i < 8; ++i) {
+    if (call.mode != 5 || lane != 9) shared[lane * 8 + i] = static_cast<const std::uint16_t*>(call.in)[lane * 8 + i];
+  }
+  if (call.mode != 6) __syncwarp();
   std::uint32_t r[4];
-  if (call.mode == 0) load_matrix_x4(r, shared + lane * 8);
+  if (call.mode == 0 || call.mode == 5) load_matrix_x4(r, shared + lane * 8);
   if (call.mode == 1) load_matrix_x4_transposed(r, shared + lane * 8);
   if (call.mode == 2) load_matrix_x4(r, shared + lane * 8 + 4);
   if (call.mode == 3) load_matrix_x4(r, shared + lane * 8 + 8);
   if (call.mode == 4) load_matrix_x4(r, static_cast<const std::uint16_t*>(call.in) + lane * 8);
+  if (call.mode == 6) load_matrix_x4(r, shared + (31 - lane) * 8);
   for (int i = 0; i < 8; ++i) call.out[lane * 8 + i] = static_cast<float>(r[i / 2] >> i % 2 * 16 & 0xffff);
 }
 
@@ -60,7 +63,8 @@ __global__ void copies(Call call) {
   const float* in = static_cast<const float*>(call.in);
   copy_async<16>(shared + 4 * thread, in + 4 * thread + (call.mode == 4 ? 1 : 0));
   copy_async_commit();
-  copy_async<8>(shared + size + 4 * thread, in + size + 4 * thread);
+  const float* nowhere = reinterpret_cast<const float*>(static_cast<std::uintptr_t>(size));
+  copy_async<8>(shared + size + 4 * thread, call.mode == 8 ? nowhere : in + size + 4 * thread);  // mark: from nowhere
   copy_async<8>(shared + size + 4 * thread + 2, in + size + 4 * thread + (call.mode == 5 ? 4 * size : 2));
   if (call.mode != 3) copy_async_commit();
   if (call.mode == 1) {
@@ -73,6 +77,7 @@ __global__ void copies(Call call) {
   for (int i = 0; i < 4; ++i) call.out[4 * thread + i] = shared[4 * from + i];
   for (int i = 0; i < 4; ++i) call.out[size + 4 * thread + i] = shared[size + 4 * from + i];  // mark: too early
   if (call.mode == 7) copy_async<8>(shared, in);
+  if (call.mode == 9) copy_async<8>(call.out, in);
 }
 
 // A buffer is filled again, by copies that the next round waits for, while others still read it.
@@ -122,16 +127,24 @@ __global__ void neighbours(Call call) {
   call.out[thread] = shared[other];  // mark: read
 }
 
-// Thread 0 writes what all threads of `mode` have read, in different ways of order.
+// Some threads read, by `mode`, what the first thread of a warp then overwrites; a __syncwarp or a shuffle in between.
 __global__ void readers(Call call) {
   float* shared = reinterpret_cast<float*>(dynamic_shared());
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, writer = call.mode == 4 ? 32 : 0;
   if (thread == 0) shared[0] = 1.0f;
   __syncthreads();
-  const bool reads = call.mode == 0 ? thread < 32 : call.mode == 1 ? thread % 32 == 0 : thread == 40 || thread == 0;
+  bool reads = false;
+  switch (call.mode) {
+    case 0: reads = thread < 32; break;
+    case 1: reads = thread % 32 == 0; break;
+    case 2: reads = thread == 0 || thread == 40; break;
+    case 3: reads = thread < 2; break;
+    case 4: reads = thread == 0 || thread >= 32; break;
+  }
   if (reads) call.out[thread] = shared[0];
-  __syncwarp();
-  if (thread == 0) shared[0] = 2.0f;
+  if (call.mode != 3) __syncwarp();
+  if (call.mode == 3) __shfl_sync(0xffffffffu, thread, 0);
+  if (thread == writer) shared[0] = 2.0f;
 }
 
 __global__ void uninitialised(Call call) {
@@ -150,8 +163,10 @@ __global__ void diverge(Call call) {
   switch (call.mode) {
     case 0: mma_16x8x16<__half>(d, a, b); break;
     case 1:
-      if (lane < 16) value = __shfl_sync(0xffffffffu, value, 0);  // mark: some
-      else __syncwarp();
+      if (lane < 16)
+        value = __shfl_sync(0xffffffffu, value, 0);  // mark: some
+      else
+        __syncwarp();
       break;
     case 2:
       if (lane == 7) return;
@@ -168,16 +183,28 @@ __global__ void diverge(Call call) {
       if (lane < 16) value = __shfl_sync(0xffffu, value, 0);
       break;
     case 6: value = __shfl_sync(0xffffffffu, value, 31); break;
+    case 9: value = __shfl_sync(0xffffu << (lane & 16), value, lane ^ 1); break;
     case 7:
-      if (thread >= 32) __syncthreads();
-      else __syncwarp();
+      if (thread >= 32)
+        __syncthreads();
+      else
+        __syncwarp();
       break;
     case 8:
-      if (lane % 2 == 0) mma_16x8x16<__half>(d, a, b);
-      else mma_16x8x16<__nv_bfloat16>(d, a, b);
+      if (lane % 2 == 0)
+        mma_16x8x16<__half>(d, a, b);
+      else
+        mma_16x8x16<__nv_bfloat16>(d, a, b);
       break;
   }
   call.out[thread] = value + d[0];
+}
+
+// More than the stack that the emulator gives a thread.
+__device__ __noinline__ float too_much(int i) {
+  volatile float local[1 << 18];
+  local[i] = 1.0f;
+  return local[i];
 }
 
 // One thread accesses in and out, shared memory of 64 bytes or its own stack at the edge, or beyond it.
@@ -213,6 +240,7 @@ __global__ void edges(Call call) {
     case 18: *reinterpret_cast<Pixels*>(call.out + i - 4) = Pixels{}; break;
     case 19: *reinterpret_cast<Pixels*>(call.out) = *reinterpret_cast<const Pixels*>(in + i - 4); break;
   }
+  if (call.mode == 20) sink = too_much(i);
   for (int k = 0; k < i; ++k) sink = local[k];
   static_cast<void>(sink);
 }
@@ -236,20 +264,20 @@ __global__ void sums(Call call) {
 __global__ void shuffles(Call call) {
   const int thread = threadIdx.x, value = 100 + thread;
   const unsigned all = 0xffffffffu;
-  int results[8] = {__shfl_sync(all, value, 5),          __shfl_sync(all, value, thread + 1, 8),
-                    __shfl_xor_sync(all, value, 3),      __shfl_down_sync(all, value, 3u, 16),
-                    __shfl_up_sync(all, value, 3u, 16),  static_cast<int>(__ballot_sync(all, thread % 3 == 0) % 1024),
-                    __any_sync(all, thread == 31),       __all_sync(all, thread != 31)};
+  int results[8] = {__shfl_sync(all, value, 5),         __shfl_sync(all, value, thread + 1, 8),
+                    __shfl_xor_sync(all, value, 3),     __shfl_down_sync(all, value, 3u, 16),
+                    __shfl_up_sync(all, value, 3u, 16), static_cast<int>(__ballot_sync(all, thread % 3 == 0) % 1024),
+                    __any_sync(all, thread == 31),      __all_sync(all, thread != 31)};
   for (int i = 0; i < 8; ++i) call.out[thread * 8 + i] = static_cast<float>(results[i]);
 }
 
 }  // namespace
 }  // namespace fastervit
 
-#define EXAMPLE(name, kernel)                                                                                \
-  extern "C" FASTERVIT_API int example_##name(float* out, const void* in, int mode, int blocks, int threads, \
-                                              int shared_bytes) {                                            \
-    using namespace fastervit;                                                                               \
+#define EXAMPLE(name, kernel)                                                                                        \
+  extern "C" FASTERVIT_API int example_##name(float* out, const void* in, int mode, int blocks, int threads,         \
+                                              int shared_bytes) {                                                    \
+    using namespace fastervit;                                                                                       \
     return launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes, nullptr, Call{out, in, mode}); \
   }
 EXAMPLE(matmul_half, matmul<__half>)
@@ -276,6 +304,13 @@ extern "C" FASTERVIT_API void example_convert(float* wide, __half* half, __nv_bf
       wide[i] = half != nullptr ? __half2float(half[i]) : __bfloat162float(bfloat16[i]);
     }
   }
+}
+
+// A launcher that counts beyond what an int holds, not in the kernel.
+extern "C" FASTERVIT_API int example_overflow(float* out, const void* in, int mode, int blocks, int threads,
+                                              int shared_bytes) {
+  const int elements = blocks * 0x40000000;  // mark: overflow
+  return example_sums(out, in, mode, elements > 0 ? blocks : 1, threads, shared_bytes);
 }
 
 // The device that tuning sees.

@@ -1,9 +1,11 @@
 // Checks every access to memory that a kernel makes: the compiler calls __tsan_... before each (-fsanitize=thread).
 //
-// Two accesses to a byte of shared memory by different threads, one of them a write, need an order: a __syncthreads between
-// them or, within a warp, a __syncwarp. Time is counted in block intervals (up to a barrier) and, within one, warp
-// intervals (up to a __syncwarp). It suffices to remember of each byte the last write and up to three reads, for an earlier
-// access that raced was reported, and one that did not is in order with what came after.
+// Two accesses to a byte of shared memory by different threads, one of them a write, need an order: a __syncthreads
+// between them or, within a warp, a __syncwarp. Time is counted in block intervals (up to a barrier) and, within one,
+// in warp intervals (up to a __syncwarp). It suffices to remember of each byte the last write and two reads. An earlier
+// write either raced, which ended the launch, or is in order with the last one. As warps run one after another from
+// barrier to barrier, whoever writes next is of the warp that read last, or of a later one: a read by an earlier warp
+// is all it takes to be unordered, and within the warp there are only two cases, one other lane having read or several.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -31,9 +33,8 @@ struct Event {
 
 struct Byte {
   Event write;
-  Event read;  // the last one,
-  Event near;  // one by another lane of its warp in the same warp interval,
-  Event far;   // and one by another warp in the same block interval
+  Event read;   // the last one by the first warp that read in this block interval,
+  Event other;  // and one by another lane of that warp in the same warp interval
 };
 
 struct Shared {
@@ -86,8 +87,8 @@ bool unordered(const Event& event, const Thread& thread) {
 [[noreturn]] void fail_race(const Thread& thread, const void* site, const char* does, std::size_t bytes,
                             std::size_t offset, const Event& event, const char* has) {
   fail(&thread, site, reinterpret_cast<const void*>(image() + event.site),
-       "race: %s %zu bytes of shared memory, of which thread %d (warp %d, lane %d) has %s the one at offset %zu with no "
-       "barrier in between, ",
+       "race: %s %zu bytes of shared memory, of which thread %d (warp %d, lane %d) has %s the one at offset %zu with "
+       "no barrier in between, ",
        does, bytes, event.thread, event.thread / kLanes, event.thread % kLanes, has, offset);
 }
 
@@ -101,24 +102,21 @@ void check_shared(Shared& shared, const Thread& thread, std::size_t offset, std:
     Byte& byte = shared.bytes[at];
     if (byte.write.under_way && access != kEndWrite && byte.write.block_interval >= block_began) {
       fail(&thread, site, reinterpret_cast<const void*>(image() + byte.write.site),
-           "%s %zu bytes of shared memory while thread %d's asynchronous copy to offset %zu is under way, begun at ", does,
-           bytes, byte.write.thread, at);
+           "%s %zu bytes of shared memory while thread %d's asynchronous copy to offset %zu is under way, begun at ",
+           does, bytes, byte.write.thread, at);
     }
     if (unordered(byte.write, thread)) fail_race(thread, site, does, bytes, at, byte.write, "written");
     if (access == kRead) {
       if (byte.write.block_interval < block_began) {
-        fail(&thread, site, nullptr, "reads %zu bytes of shared memory, of which the one at offset %zu was never written",
-             bytes, at);
+        fail(&thread, site, nullptr,
+             "reads %zu bytes of shared memory, of which the one at offset %zu was never written", bytes, at);
       }
-      Event& read = byte.read;
-      if (read.block_interval == block_interval && read.thread / kLanes != thread.warp()) {
-        byte.far = now;
-        continue;
-      }
-      if (unordered(read, thread)) byte.near = read;
-      read = now;
+      const Event& read = byte.read;
+      if (read.block_interval == block_interval && read.thread / kLanes != thread.warp()) continue;
+      if (unordered(read, thread)) byte.other = read;
+      byte.read = now;
     } else {
-      for (const Event* event : {&byte.read, &byte.near, &byte.far}) {
+      for (const Event* event : {&byte.read, &byte.other}) {
         if (unordered(*event, thread)) fail_race(thread, site, does, bytes, at, *event, "read");
       }
       byte.write = now;
@@ -158,9 +156,6 @@ void begin_block() {
   fixed.begin = fastervit_shared_begin;
   fixed.size = static_cast<std::size_t>(fastervit_shared_end - fastervit_shared_begin);
   if (fixed.size > kMaxShared) fail(nullptr, nullptr, nullptr, "%zu bytes of __shared__ variables", fixed.size);
-  for (Shared* shared : {&dynamic, &fixed}) {
-    if (shared->size > 0) std::memset(shared->begin, 0xff, shared->size);  // NaN, in every type
-  }
 }
 
 void order_block() { ++block_interval; }
@@ -218,13 +213,12 @@ void copy_async(void* shared, const void* global, int bytes) {
   if (!is_shared(shared, bytes)) fail(&self, site, nullptr, "asynchronous copy to %s", describe(shared));
   check_access(self, global, size, kRead, site);
   check_access(self, shared, size, kBeginWrite, site);
-  std::memset(shared, 0xff, size);
   self.copies_for = site;
   const volatile auto* source = static_cast<const unsigned char*>(global);
   static_cast<void>(source[0]), static_cast<void>(source[bytes - 1]);  // a fault should come now
   self.copies_for = nullptr;
-  self.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes,
-                         self.groups, site});
+  self.copies.push_back(
+      {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, self.groups, site});
 }
 
 void copy_async_commit() { ++running->groups; }
@@ -246,10 +240,10 @@ void touch(const void* address, std::size_t bytes, Access access, const void* si
   if (running != nullptr) check_access(*running, address, bytes, access, site);  // else it is the launcher
 }
 
-// Undefined behaviour: in a kernel it ends the launch, in its launcher the process has nowhere to report to but here.
+// Undefined behaviour, of a kernel or of its launcher.
 void undefined(const void* site, const char* what) {
-  if (running != nullptr) fail(running, site, nullptr, "%s", what);
-  fail_host(site, what);
+  if (running == nullptr) return fail_host(site, what);
+  fail(running, site, nullptr, "%s", what);
 }
 
 }  // namespace
@@ -263,8 +257,8 @@ void check_copy(const void* to, const void* from, std::size_t size) {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Memory whose accesses are checked to the byte. It ends at a page that nobody may touch, or up to 15 bytes before it, so
-// that its address is a multiple of 16. NULL: there is too much of it already.
+// Memory whose accesses are checked to the byte. A page that nobody may touch follows, up to 15 bytes after its end so
+// that its address is a multiple of 16. NULL: there are too many of them already.
 EXPORTED void* fastervit_emulator_allocate(std::size_t bytes) {
   using namespace fastervit::emulator;
   if (guarded_count == kMaxGuarded) return nullptr;
@@ -287,10 +281,10 @@ EXPORTED void fastervit_emulator_release(void* memory) {
 // What compilers call.
 
 #define FROM __builtin_return_address(0)
-#define ACCESSES(bytes)                                                                                         \
-  extern "C" void __tsan_read##bytes(void* p) { fastervit::emulator::touch(p, bytes, kRead, FROM); }            \
-  extern "C" void __tsan_write##bytes(void* p) { fastervit::emulator::touch(p, bytes, kWrite, FROM); }          \
-  extern "C" void __tsan_unaligned_read##bytes(void* p) { fastervit::emulator::touch(p, bytes, kRead, FROM); }  \
+#define ACCESSES(bytes)                                                                                        \
+  extern "C" void __tsan_read##bytes(void* p) { fastervit::emulator::touch(p, bytes, kRead, FROM); }           \
+  extern "C" void __tsan_write##bytes(void* p) { fastervit::emulator::touch(p, bytes, kWrite, FROM); }         \
+  extern "C" void __tsan_unaligned_read##bytes(void* p) { fastervit::emulator::touch(p, bytes, kRead, FROM); } \
   extern "C" void __tsan_unaligned_write##bytes(void* p) { fastervit::emulator::touch(p, bytes, kWrite, FROM); }
 using fastervit::emulator::kRead, fastervit::emulator::kWrite;
 ACCESSES(1)
@@ -313,4 +307,5 @@ UNDEFINED(sub_overflow, "integer overflow in a subtraction", void*, std::uintptr
 UNDEFINED(mul_overflow, "integer overflow in a multiplication", void*, std::uintptr_t, std::uintptr_t)
 UNDEFINED(negate_overflow, "integer overflow in a negation", void*, std::uintptr_t)
 UNDEFINED(divrem_overflow, "division by zero, or its result overflows", void*, std::uintptr_t, std::uintptr_t)
-UNDEFINED(shift_out_of_bounds, "shift by more bits than there are, or out of them", void*, std::uintptr_t, std::uintptr_t)
+UNDEFINED(shift_out_of_bounds, "shift by more bits than there are, or out of them", void*, std::uintptr_t,
+          std::uintptr_t)

@@ -28,8 +28,8 @@ struct Thread {
   unsigned mask;
   const void* site;  // address in the kernel's code from which it waits
   std::vector<Copy> copies;
-  int groups;              // of copies, closed ones
-  const void* copies_for;  // where the kernel asked for the copy that the engine is making
+  int groups;               // of copies, closed ones
+  const void* copies_for;   // where the kernel asked for the copy that the engine is making
   std::uint32_t* interval;  // of its warp: times that its lanes' memory was put in order
   bool started;
   jmp_buf context;
@@ -47,16 +47,16 @@ extern Launch job;
 [[noreturn]] void fail(const Thread* thread, const void* site, const void* other, const char* format, ...)
     __attribute__((format(printf, 4, 5)));
 
-// The same for the launcher's code, which cannot be left: the next launch fails instead.
+// The same for what a launcher does: it cannot be left, the launch that follows fails.
 void fail_host(const void* site, const char* what);
 
 // memory.cpp
 
 enum Access { kRead, kWrite, kBeginWrite, kEndWrite };  // the last two: of an asynchronous copy
 
-int shared_limit();                     // bytes per block
-void begin_block();                     // poisons shared memory
-void order_block();                     // a barrier: what came before is ordered before what comes after
+int shared_limit();                             // bytes per block
+void begin_block();                             // forgets what shared memory held
+void order_block();                             // a barrier: what came before is ordered before what comes after
 unsigned char* guard_pages(std::size_t bytes);  // accessible memory between pages that are not
 bool is_shared(const void* address, int bytes);
 void check_access(const Thread& thread, const void* address, std::size_t bytes, Access access, const void* site);

@@ -16,8 +16,8 @@ using half2 = __half2;
 __forceinline__ float __half2float(__half h) {
   const unsigned magnitude = (h.bits & 0x7fffu) << 13;
   // The exponent is 112 too small, also of subnormals; all ones mean infinity and NaN.
-  const unsigned bits = magnitude < 0x7c00u << 13 ? __float_as_uint(__uint_as_float(magnitude) * 0x1p112f)
-                                                  : magnitude | 0x7f800000u;
+  const unsigned bits =
+      magnitude < 0x7c00u << 13 ? __float_as_uint(__uint_as_float(magnitude) * 0x1p112f) : magnitude | 0x7f800000u;
   return __uint_as_float(bits | (h.bits & 0x8000u) << 16);
 }
 
@@ -25,7 +25,7 @@ __forceinline__ __half __float2half_rn(float x) {
   const unsigned sign = __float_as_uint(x) >> 16 & 0x8000u, magnitude = __float_as_uint(x) & 0x7fffffffu;
   unsigned bits;
   if (magnitude > 0x7f800000u) {
-    return {0x7fff};  // the one NaN that GPUs write
+    return {0x7fff};                      // the one NaN that GPUs write
   } else if (magnitude >= 0x47800000u) {  // 2^16
     bits = 0x7c00;
   } else if (magnitude < 0x38800000u) {  // 2^-14: the sum's last place is that of subnormals

@@ -24,12 +24,12 @@
 #define FASTERVIT_TEXT(x) FASTERVIT_TEXT_OF(x)
 #define __shared__ static __attribute__((section("fastervit_shared." FASTERVIT_TEXT(__LINE__))))
 
-#define FASTERVIT_VECTORS(Name, Type)                                                           \
-  struct alignas(2 * sizeof(Type)) Name##2 { Type x, y; };                                      \
-  struct Name##3 { Type x, y, z; };                                                             \
-  struct alignas(4 * sizeof(Type)) Name##4 { Type x, y, z, w; };                                \
-  inline Name##2 make_##Name##2(Type x, Type y) { return {x, y}; }                              \
-  inline Name##3 make_##Name##3(Type x, Type y, Type z) { return {x, y, z}; }                   \
+#define FASTERVIT_VECTORS(Name, Type)                                         \
+  struct alignas(2 * sizeof(Type)) Name##2 { Type x, y; };                    \
+  struct Name##3 { Type x, y, z; };                                           \
+  struct alignas(4 * sizeof(Type)) Name##4 { Type x, y, z, w; };              \
+  inline Name##2 make_##Name##2(Type x, Type y) { return {x, y}; }            \
+  inline Name##3 make_##Name##3(Type x, Type y, Type z) { return {x, y, z}; } \
   inline Name##4 make_##Name##4(Type x, Type y, Type z, Type w) { return {x, y, z, w}; }
 FASTERVIT_VECTORS(char, signed char)
 FASTERVIT_VECTORS(uchar, unsigned char)
@@ -131,11 +131,11 @@ __forceinline__ int __float2int_rn(float x) {
 }
 __forceinline__ float __int2float_rn(int x) { return static_cast<float>(x); }
 
-#define FASTERVIT_BITS(name, To, From)       \
-  __forceinline__ To name(From x) {          \
-    To bits;                                 \
+#define FASTERVIT_BITS(name, To, From)        \
+  __forceinline__ To name(From x) {           \
+    To bits;                                  \
     __builtin_memcpy(&bits, &x, sizeof bits); \
-    return bits;                             \
+    return bits;                              \
   }
 FASTERVIT_BITS(__float_as_int, int, float)
 FASTERVIT_BITS(__float_as_uint, unsigned, float)
@@ -147,8 +147,8 @@ __forceinline__ int __popc(unsigned x) { return __builtin_popcount(x); }
 __forceinline__ int __ffs(int x) { return __builtin_ffs(x); }
 __forceinline__ int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
-#define FASTERVIT_MIN_MAX(Type)                                          \
-  constexpr inline Type min(Type a, Type b) { return b < a ? b : a; }    \
+#define FASTERVIT_MIN_MAX(Type)                                       \
+  constexpr inline Type min(Type a, Type b) { return b < a ? b : a; } \
   constexpr inline Type max(Type a, Type b) { return a < b ? b : a; }
 FASTERVIT_MIN_MAX(int)
 FASTERVIT_MIN_MAX(unsigned)

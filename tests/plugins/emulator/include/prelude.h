@@ -7,7 +7,8 @@
 
 // Compilers expand these without a word to the engine, but for sizes that are one load and store.
 extern "C" {
-extern inline __attribute__((always_inline, gnu_inline)) void* memcpy(void* to, const void* from, std::size_t size) noexcept {
+extern inline __attribute__((always_inline, gnu_inline)) void* memcpy(void* to, const void* from,
+                                                                      std::size_t size) noexcept {
   if (!__builtin_constant_p(size) || (size != 1 && size != 2 && size != 4 && size != 8)) {
     fastervit::emulator::check_copy(to, from, size);
   }
@@ -46,6 +47,8 @@ __forceinline__ void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void
   emulator::converge(emulator::kLoadMatrixTransposed, &operand);
 }
 
+inline float exp2_approximate(float x) { return exp2f(x); }
+
 template <int Bytes>
 __forceinline__ void copy_async(void* shared, const void* global) {
   static_assert(Bytes == 8 || Bytes == 16, "sizes that the operators copy");
@@ -77,8 +80,8 @@ int launch(void (*kernel)(Parameters), dim3 grid, int threads, int shared_bytes,
   const auto call = [](const void* kernel, const void* parameters) {
     reinterpret_cast<void (*)(Parameters)>(const_cast<void*>(kernel))(*static_cast<const Parameters*>(parameters));
   };
-  return emulator::launch({call, reinterpret_cast<const void*>(kernel), &parameters, {grid.x, grid.y, grid.z}, threads,
-                           shared_bytes});
+  return emulator::launch(
+      {call, reinterpret_cast<const void*>(kernel), &parameters, {grid.x, grid.y, grid.z}, threads, shared_bytes});
 }
 
 __forceinline__ unsigned char* dynamic_shared() { return emulator::dynamic_shared(); }
