@@ -21,8 +21,8 @@ __all__ = ["Nvcc", "find_nvcc"]
 
 DEFAULT_HOME = Path("/usr/local/cuda")
 
-# As CMake compiles them; -cubin: no code for the CPU.
-_FLAGS = ("-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
+# A release build as CMake makes it; -cubin: no code for the CPU.
+_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
 
 
 @dataclass(frozen=True)

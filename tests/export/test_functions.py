@@ -90,7 +90,7 @@ def digits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return model, onnx_of(model, (3, 224, 224), request.param, tmp_path_factory.mktemp("digits")), request.param
 
 
-def test_every_call_has_one_function_and_names_its_plugin(digits: tuple[nn.Module, Path, str]) -> None:
+def test_every_call_has_one_function_and_names_its_plugin_if_there_is_one(digits: tuple[nn.Module, Path, str]) -> None:
     path = digits[1]
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -101,10 +101,12 @@ def test_every_call_has_one_function_and_names_its_plugin(digits: tuple[nn.Modul
     for node in calls:
         assert known[node.domain, node.op_type, node.overload] == 1, node.name
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        assert (attributes["plugin_namespace"], attributes["plugin_version"]) == (b"fastervit", b"1"), node.name
+        plugin = (attributes.get("plugin_namespace"), attributes.get("plugin_version"))
+        # The graph is fp32, for which attentions have no kernel that is made for speed.
+        assert plugin == ((None, None) if "Attention" in node.op_type else (b"fastervit", b"1")), node.name
     (function,) = (f for f in model.functions if f.name == "WindowAttention")
     given = {name for node in calls if node.op_type == function.name for name in (a.name for a in node.attribute)}
-    assert given == {*function.attribute, "plugin_namespace", "plugin_version"}
+    assert given == {*function.attribute}
 
 
 def test_no_shape_is_computed_at_run_time(digits: tuple[nn.Module, Path, str]) -> None:
@@ -204,12 +206,14 @@ def of_heads(precision: str, *kinds: str) -> dict[str, list[str]]:
     blocks = {"hat_attn": [f"stages.2.blocks.{i}.hat_attn" for i in (0, 1)]}
     blocks["attn"] = [f"stages.{stage}.blocks.{i}.attn" for stage, i in ((2, 0), (2, 1), (3, 0))]
     reason = f"head dim 12 in {precision} (--pad-head-dims 8 makes it 16); served are multiples of 8 up to 80"
+    if precision == "fp32":
+        reason = "fp32 has the plain kernel only, the oracle of the others"
     return {f"{kind}: {reason}": blocks["hat_attn" if kind == "CarrierAttention" else "attn"] for kind in kinds}
 
 
 # precision, options of the deploy form, what no kernel serves
 HEADS_OF_12: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "fp32": ("fp32", {}, ()),
+    "fp32": ("fp32", {}, ("WindowAttention", "CarrierAttention")),
     "fp16": ("fp16", {}, ("WindowAttention", "CarrierAttention")),
     "bf16, attention halves": ("bf16", {"fuse": "attention-half"}, ("FusedWindowAttention", "CarrierAttention")),
     "fp16, padded": ("fp16", {"pad_heads_to": 8}, ()),

@@ -379,24 +379,26 @@ def test_gpu_calls_are_captured_into_graphs(gpu: Kernels, use: Callable[[None], 
     with torch.cuda.graph(graph):
         result = operator(*static, *call.scalars)
     for seed in (1, 2):
-        fresh = on("cuda", random_inputs(call, torch.float16, seed))
+        fresh = random_inputs(call, torch.float16, seed)
         for old, new in zip(static, fresh, strict=True):
             if old is not None:
                 old.copy_(new)
         result.fill_(torch.nan)
         graph.replay()
-        assert torch.equal(result, operator(*fresh, *call.scalars))
+        judge(result, call, fresh)
 
 
 @pytest.mark.gpu
 def test_gpu_kernels_run_on_the_current_stream(gpu: Kernels) -> None:
     call = CALLS["attention"]
     tensors = random_inputs(call, torch.float16)
+    ready = on("cuda", tensors)
+    inputs = [torch.full_like(tensor, torch.nan) for tensor in ready]
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        inputs = [torch.empty_like(tensor, device="cuda") for tensor in tensors]  # type: ignore[arg-type]
-        torch.cuda._sleep(10**8)  # whoever does not wait for this stream reads what is not there yet
-        for static, tensor in zip(inputs, on("cuda", tensors), strict=True):
+        torch.cuda._sleep(10**8)  # on another stream the kernel would be done before its inputs are there
+        for static, tensor in zip(inputs, ready, strict=True):
             static.copy_(tensor)
         result = torch_operator(call)(*inputs)
     stream.synchronize()
