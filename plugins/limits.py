@@ -58,7 +58,7 @@ def unserved_call(
     kernel, sizes = _case(operator, shapes, attributes)
     reason = unserved(kernel, dtype, **sizes)
     if reason is None and dtype == "fp32" and "attention" in kernel:
-        # The library would serve it, slowly: a compiler's tf32 or fp32 kernels are made for speed, the plain one is not.
+        # The library would serve it, slowly: a compiler's own kernels are made for speed, the plain one is not.
         reason = "fp32 has the plain kernel only, the oracle of the others"
     return reason and f"{operator.onnx_name}: {reason}"
 

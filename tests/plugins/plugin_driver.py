@@ -21,7 +21,7 @@ from torch import Tensor
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.kernels import Kernels
 from fastervit_trt.plugins.library import find_library
-from fastervit_trt.plugins.resources import find_nvcc
+from fastervit_trt.plugins.nvcc import find_nvcc
 from tests.conftest import ROOT
 from tests.plugins.emulator import build
 

@@ -17,8 +17,8 @@ from fastervit_trt import __version__
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.kernels import SIGNATURES
 from fastervit_trt.plugins.library import Kind, load
+from fastervit_trt.plugins.nvcc import find_nvcc
 from fastervit_trt.plugins.operators import OPERATORS
-from fastervit_trt.plugins.resources import find_nvcc
 from tests.conftest import ROOT
 from tests.plugins.plugin_driver import CSRC, tensorrt_headers
 

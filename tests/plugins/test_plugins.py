@@ -26,7 +26,7 @@ from tests.plugins.test_operators import Sizes, inputs_of, result_shape
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BY_NAME = {operator.onnx_name: operator for operator in OPERATORS}
-SIZES = Sizes(batch=2, grid=(2, 1), window=3, ct_size=2, channels=32, heads=2)
+SIZES = Sizes(batch=2, grid=(3, 1), window=3, ct_size=2, channels=32, heads=2)
 SCALES = {"qkv_scale": 0.05, "context_scale": 0.02}
 REGISTRIES = ("tensorrt_lean", "tensorrt_rtx")  # run on a machine without a GPU
 TACTICS_OF = {
@@ -298,10 +298,11 @@ def test_shapes_that_contradict_each_other_are_refused(driver: Driver, operator:
 def test_axes_are_counted(driver: Driver, operator: Operator) -> None:
     tensors, attributes = case(operator, torch.float16)
     for i, tensor in enumerate(tensors):
-        wrong = [*tensors[:i], tensor[None], *tensors[i + 1 :]]
-        done = driver.describe(operator.onnx_name, attributes, [Input(x) for x in wrong])
-        assert done.code == 2
-        assert any(f"{tensor.ndim + 1} axes, must have {tensor.ndim}" in line for line in done.errors), done.errors
+        for wrong in (tensor[None], tensor[0]):
+            given = [Input(x) for x in (*tensors[:i], wrong, *tensors[i + 1 :])]
+            done = driver.describe(operator.onnx_name, attributes, given)
+            assert done.code == 2
+            assert any(f" {wrong.ndim} axes, must have {tensor.ndim}" in line for line in done.errors), done.errors
 
 
 # Formats.

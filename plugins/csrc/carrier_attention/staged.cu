@@ -77,7 +77,7 @@ __device__ void row_statistics(float* mean, float* inverse, const Carriers<T>& c
 
 // Normalised: x = LN(ct), out = x Wᵀ + b. Else x is read, and out = ct + x Wᵀ + b.
 template <typename T, bool Normalised>
-__global__ void __launch_bounds__(kStagedThreads) linear_kernel(Linear<T> linear) {
+__global__ void __launch_bounds__(kStagedThreads, kStagedBlocks) linear_kernel(Linear<T> linear) {
   const Lane lane;
   const Call& call = linear.call;
   const Carriers<T> carriers(call);

@@ -17,6 +17,7 @@ constexpr int kTileRows = 64;
 constexpr int kTileColumns = 64;
 constexpr int kTileDepth = 32;
 constexpr int kStagedThreads = 128;
+constexpr int kStagedBlocks = 4;  // of a multiprocessor: left to itself the compiler aims higher and spills
 
 // Plain: one thread per result of a 16 x 16 tile.
 constexpr int kPlainTile = 16;

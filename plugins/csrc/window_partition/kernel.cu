@@ -158,12 +158,9 @@ int fastervit_window_partition(void* tokens, const void* map, const void* carrie
     p.channels = channels;
     p.window_elements = (std::int64_t{window} * window + carriers_per_window) * channels;
     switch (dtype) {
-      case FASTERVIT_FLOAT32:
-        return window_partition::launch_dtype<float>(p, channels_last != 0, stream);
-      case FASTERVIT_FLOAT16:
-        return window_partition::launch_dtype<__half>(p, channels_last != 0, stream);
-      default:
-        return window_partition::launch_dtype<__nv_bfloat16>(p, channels_last != 0, stream);
+      case FASTERVIT_FLOAT32: return window_partition::launch_dtype<float>(p, channels_last != 0, stream);
+      case FASTERVIT_FLOAT16: return window_partition::launch_dtype<__half>(p, channels_last != 0, stream);
+      default: return window_partition::launch_dtype<__nv_bfloat16>(p, channels_last != 0, stream);
     }
   });
 }

@@ -155,12 +155,9 @@ int fastervit_window_reverse(void* map, const void* tokens, const void* gamma, i
     p.carrier_side = gamma != nullptr ? carrier_side(carriers_per_window) : 0;
     p.window_elements = (std::int64_t{window} * window + carriers_per_window) * channels;
     switch (dtype) {
-      case FASTERVIT_FLOAT32:
-        return window_reverse::launch_dtype<float>(p, channels_last != 0, stream);
-      case FASTERVIT_FLOAT16:
-        return window_reverse::launch_dtype<__half>(p, channels_last != 0, stream);
-      default:
-        return window_reverse::launch_dtype<__nv_bfloat16>(p, channels_last != 0, stream);
+      case FASTERVIT_FLOAT32: return window_reverse::launch_dtype<float>(p, channels_last != 0, stream);
+      case FASTERVIT_FLOAT16: return window_reverse::launch_dtype<__half>(p, channels_last != 0, stream);
+      default: return window_reverse::launch_dtype<__nv_bfloat16>(p, channels_last != 0, stream);
     }
   });
 }
