@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,18 @@ def test_libraries_need_neither_cuda_nor_tensorrt(libraries: dict[Kind, Path]) -
             "librt",
             "ld-linux-x86-64",
         }
+
+
+def test_the_plugin_library_stays_once_it_is_loaded(with_plugins: Path) -> None:
+    """TensorRT may hold its objects for longer than the one who opened it."""
+    library = with_plugins / "lib" / "libfastervit_plugins.so"
+    code = f"""
+import _ctypes, ctypes, pathlib
+library = ctypes.CDLL({str(library)!r})
+_ctypes.dlclose(library._handle)
+assert {library.name!r} in pathlib.Path("/proc/self/maps").read_text()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_driver_finds_every_plugin(with_plugins: Path) -> None:

@@ -168,9 +168,7 @@ def test_tactics_are_those_that_serve_the_case(driver: Driver) -> None:
     assert tactics(torch.float32, 53) == []  # there is but one kernel: nothing to measure
 
 
-@pytest.mark.parametrize(
-    "operator", [o for o in OPERATORS if "BCHW" in str(o.inputs) or "Reverse" in o.onnx_name], ids=str
-)
+@pytest.mark.parametrize("operator", WITH_MAPS, ids=name_of)
 @every_dtype
 def test_maps_may_be_channels_last(driver: Driver, operator: Operator, dtype: torch.dtype) -> None:
     tensors, attributes = case(operator, dtype)

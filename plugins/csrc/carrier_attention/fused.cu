@@ -84,14 +84,13 @@ __device__ __forceinline__ void normalised_rows(T* x, int stride, const Carriers
 // row's start in global memory, or nullptr for a row of zeros.
 template <typename T, typename Source>
 __device__ __forceinline__ void copy_weights(T* to, int rows, int k0, int channels, int depth, const Source& source) {
-  const int pieces = depth / kPiece;
-  for (int i = threadIdx.x; i < rows * pieces; i += kThreads) {
-    const int row = i / pieces;
-    const int k = i % pieces * kPiece;
-    T* place = to + row * (depth + 8) + k;
+  const RowShare share(threadIdx.x, kThreads, depth / kPiece, rows);
+  const bool exists = k0 + share.column < channels;
+  for (int row = share.first_row; row < rows; row += share.rows_at_once) {
+    T* place = to + row * (depth + 8) + share.column;
     const T* from = source(row);
-    if (from != nullptr && k0 + k < channels) {
-      copy_async<16>(place, from + k0 + k);
+    if (from != nullptr && exists) {
+      copy_async<16>(place, from + k0 + share.column);
     } else {
       *reinterpret_cast<Vector<T>*>(place) = Vector<T>{};
     }
@@ -226,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_kernel(Call call) {
 #pragma unroll
       for (int n = 0; n < 2 * HeadTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) context[n][i] /= sums[i / 2];
+        for (int i = 0; i < 4; ++i) context[n][i] = __fdividef(context[n][i], sums[i / 2]);
       }
       store_tiles<T, 2 * HeadTiles>(context_shared + warp_row * context_stride + head * call.head_dim, context_stride,
                                     context, call.head_dim, lane);

@@ -24,6 +24,21 @@ struct Lane {
   int p = id % 4;
 };
 
+// How threads share the pieces of 8 elements that rows consist of: a thread always takes the same piece, of every
+// rows_at_once-th row. Division by a run-time number costs as much as twenty other instructions: here it happens once, and
+// not in the loops that copy.
+struct RowShare {
+  int first_row;
+  int rows_at_once;
+  int column;
+
+  // Threads that are left over get row `none`. There are at least as many threads as pieces.
+  __device__ __forceinline__ RowShare(int thread, int threads, int pieces, int none)
+      : first_row(thread / pieces), rows_at_once(threads / pieces), column(thread % pieces * 8) {
+    if (first_row >= rows_at_once) first_row = none;
+  }
+};
+
 // Left operand: rows 0..15, columns 0..15 of what `corner` points to.
 template <typename T>
 __device__ __forceinline__ void load_left(std::uint32_t (&a)[4], const T* corner, int stride, const Lane& lane) {

@@ -23,48 +23,40 @@ namespace {
 
 constexpr int kPiece = 8;  // elements that move together: 16 bytes of 16-bit elements, 8 of int8
 
-// Threads of one window's group copy its head's q, k and v rows: thread t always takes the same piece of a row, and rows
-// t / pieces, t / pieces + rows_at_once, ..., which leaves no division in the loop.
+// The copy of one window's q, k and v rows of a head by the threads of its group.
 template <typename Stored>
 struct WindowCopy {
+  RowShare share;
   const Stored* source;  // this thread's piece of the first row of window 0
-  int first_row;         // too large for threads that are left over
-  int rows_at_once;
-  int offset;  // elements into the shared window, before the row
+  int offset;            // elements into the shared window, before the row
 
-  __device__ WindowCopy(const Call& call, int head, int thread, int threads, int rows, int stride) {
-    const int pieces_of_head = call.head_dim / kPiece;
-    const int pieces = 3 * pieces_of_head;
-    const int piece = thread % pieces;
-    const int part = piece / pieces_of_head;  // q, k or v
-    const int column = piece % pieces_of_head * kPiece;
-    rows_at_once = threads / pieces;
-    first_row = thread / pieces < rows_at_once ? thread / pieces : rows;
+  __device__ WindowCopy(const Call& call, int head, int thread, int threads, int rows, int stride)
+      : share(thread, threads, 3 * call.head_dim / kPiece, rows) {
+    const int part = share.column / call.head_dim;  // q, k or v
+    const int column = share.column % call.head_dim;
     source = static_cast<const Stored*>(call.qkv) + part * call.dim + head * call.head_dim + column;
     offset = part * rows * stride + column;
   }
 
   __device__ __forceinline__ void start(Stored* window_shared, int stride, int window, const Call& call) const {
-    const Stored* from = source + (static_cast<std::int64_t>(window) * call.tokens + first_row) * (3 * call.dim);
-    Stored* to = window_shared + offset + first_row * stride;
-    for (int row = first_row; row < call.tokens; row += rows_at_once) {
+    const Stored* from = source + (static_cast<std::int64_t>(window) * call.tokens + share.first_row) * (3 * call.dim);
+    Stored* to = window_shared + offset + share.first_row * stride;
+    for (int row = share.first_row; row < call.tokens; row += share.rows_at_once) {
       copy_async<kPiece* static_cast<int>(sizeof(Stored))>(to, from);
-      from += static_cast<std::int64_t>(rows_at_once) * (3 * call.dim);
-      to += rows_at_once * stride;
+      from += static_cast<std::int64_t>(share.rows_at_once) * (3 * call.dim);
+      to += share.rows_at_once * stride;
     }
   }
 };
 
 // A window's int8 rows to fp16, exactly; padding rows are zero in both.
 template <int Rows, int Stride, int RawStride>
-__device__ __forceinline__ void widen(__half* wide, const std::int8_t* raw, int pieces, int thread, int threads) {
-  for (int i = thread; i < 3 * Rows * pieces; i += threads) {
-    const int row = i / pieces;
-    const int column = i % pieces * kPiece;
-    const uint2 narrow = *reinterpret_cast<const uint2*>(raw + row * RawStride + column);
+__device__ __forceinline__ void widen(__half* wide, const std::int8_t* raw, const RowShare& share) {
+  for (int row = share.first_row; row < Rows; row += share.rows_at_once) {
+    const uint2 narrow = *reinterpret_cast<const uint2*>(raw + row * RawStride + share.column);
     std::int8_t x[kPiece];
     memcpy(x, &narrow, sizeof x);
-    *reinterpret_cast<uint4*>(wide + row * Stride + column) = make_uint4(
+    *reinterpret_cast<uint4*>(wide + row * Stride + share.column) = make_uint4(
         pack2<__half>(x[0], x[1]), pack2<__half>(x[2], x[3]), pack2<__half>(x[4], x[5]), pack2<__half>(x[6], x[7]));
   }
 }
@@ -81,24 +73,10 @@ __device__ __forceinline__ void store_pair(std::int8_t* to, float first, float s
   to[1] = static_cast<std::int8_t>(fminf(fmaxf(rintf(second), -128.0f), 127.0f));
 }
 
-// How a warp's lanes share 16 rows of a head: a lane always takes the same piece of a row, every rows_at_once-th row.
-struct WarpRows {
-  int first_row;
-  int rows_at_once;
-  int column;
-
-  __device__ WarpRows(const Call& call, const Lane& lane) {
-    const int pieces = call.head_dim / kPiece;
-    rows_at_once = kLanes / pieces;
-    column = lane.id % pieces * kPiece;
-    first_row = lane.id / pieces < rows_at_once ? lane.id / pieces : 16;  // lanes that are left over take none
-  }
-};
-
 // A warp's 16 rows of context, scaled: registers -> the shared rows that held its queries -> global memory, of which
 // `rows` exist.
 template <typename Stored, typename T, int HeadTiles>
-__device__ __forceinline__ void leave(Stored* to, const WarpRows& share, int rows, const Call& call, T* own,
+__device__ __forceinline__ void leave(Stored* to, const RowShare& share, int rows, const Call& call, T* own,
                                       const float (&context)[2 * HeadTiles][4], const float (&scales)[2],
                                       const Lane& lane) {
   constexpr int kStride = padded_stride(HeadTiles * 16) * static_cast<int>(sizeof(T) / sizeof(Stored));
@@ -157,7 +135,8 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
   __syncthreads();
 
   const WindowCopy<Stored> copy(call, head, thread, kGroupThreads, kRows, kRawStride);
-  const WarpRows share(call, lane);
+  const RowShare rows_of_warp(lane.id, kLanes, call.head_dim / kPiece, 16);
+  const RowShare rows_of_group(thread, kGroupThreads, call.head_dim / kPiece, 3 * kRows);
   const int step = gridDim.y * kWindows;
   int window = blockIdx.y * kWindows + group;
   if (window < call.windows) copy.start(raw_window(0), kRawStride, window, call);
@@ -172,7 +151,7 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
     copy_async_commit();
     T* qkv = wide + (kInt8 ? group : stage * kWindows + group) * kWide;
     if constexpr (kInt8) {
-      widen<kRows, kStride, kRawStride>(qkv, raw_window(stage), call.head_dim / kPiece, thread, kGroupThreads);
+      widen<3 * kRows, kStride, kRawStride>(qkv, raw_window(stage), rows_of_group);
       __syncthreads();
     }
     if (window >= call.windows) continue;
@@ -197,7 +176,7 @@ __global__ void __launch_bounds__(windows_per_block(RowTiles) * RowTiles * kLane
     const float scales[2] = {__fdividef(scale, sums[0]), __fdividef(scale, sums[1])};
     Stored* to = static_cast<Stored*>(call.context) +
                  (static_cast<std::int64_t>(window) * tokens + first_row) * call.dim + head * call.head_dim;
-    leave<Stored, T, HeadTiles>(to, share, tokens - first_row < 16 ? tokens - first_row : 16, call, own, context,
+    leave<Stored, T, HeadTiles>(to, rows_of_warp, tokens - first_row < 16 ? tokens - first_row : 16, call, own, context,
                                 scales, lane);
   }
 }

@@ -19,18 +19,17 @@ constexpr int kQueries = kStreamedRowTiles * 16;
 constexpr int kKeys = kStreamedKeyTiles * 16;
 constexpr int kThreads = kStreamedRowTiles * kLanes;
 
-// Rows first, first + 1, ... of q, k or v (`from` is row 0) to shared memory; rows past the window are left as they are.
+// 64 rows from `first` on of q, k or v (`from` is row 0) to shared memory; rows past the window are left as they are.
 template <typename T>
-__device__ __forceinline__ void copy_rows(T* to, const T* from, int first, int rows, const Call& call, int stride) {
-  const int pieces = call.head_dim / kPiece;
-  const int row_stride = 3 * call.dim;
-  for (int i = threadIdx.x; i < rows * pieces; i += kThreads) {
-    const int row = i / pieces;
-    const int column = i % pieces * kPiece;
-    if (first + row >= call.tokens) break;
-    copy_async<16>(to + row * stride + column, from + static_cast<std::int64_t>(first + row) * row_stride + column);
+__device__ __forceinline__ void copy_rows(T* to, const T* from, int first, const RowShare& share, const Call& call,
+                                          int stride) {
+  const int rows = call.tokens - first < kKeys ? call.tokens - first : kKeys;
+  const T* source = from + static_cast<std::int64_t>(first) * (3 * call.dim) + share.column;
+  for (int row = share.first_row; row < rows; row += share.rows_at_once) {
+    copy_async<16>(to + row * stride + share.column, source + static_cast<std::int64_t>(row) * (3 * call.dim));
   }
 }
+static_assert(kQueries == kKeys, "one function copies both");
 
 // Softmax so far of rows g and g + 8.
 struct Running {
@@ -89,14 +88,16 @@ __global__ void __launch_bounds__(kThreads, 2) streamed_kernel(Call call) {
   const T* q = static_cast<const T*>(call.qkv) + window * tokens * 3 * dim + head * call.head_dim;
   const T* bias = static_cast<const T*>(call.bias) + static_cast<std::int64_t>(head) * tokens * tokens;
 
+  const RowShare share(threadIdx.x, kThreads, call.head_dim / kPiece, kKeys);
+
   // Zeros in the padding, once. Rows past the window keep them, or an earlier tile's, which is finite where the window is.
   for (int i = threadIdx.x; i < streamed_shared_bytes(HeadTiles) / 16; i += kThreads) {
     reinterpret_cast<uint4*>(dynamic_shared())[i] = make_uint4(0, 0, 0, 0);
   }
   __syncthreads();
-  copy_rows(queries, q, first_query, kQueries, call, kStride);
-  copy_rows(keys_of(0), q + dim, 0, kKeys, call, kStride);
-  copy_rows(keys_of(0) + kMatrix, q + 2 * dim, 0, kKeys, call, kStride);
+  copy_rows(queries, q, first_query, share, call, kStride);
+  copy_rows(keys_of(0), q + dim, 0, share, call, kStride);
+  copy_rows(keys_of(0) + kMatrix, q + 2 * dim, 0, share, call, kStride);
   copy_async_commit();
 
   Running running;
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(kThreads, 2) streamed_kernel(Call call) {
     load_bias<T, kStreamedKeyTiles>(tile_bias, bias, first_query + warp_row, first_key, tokens, lane);
     copy_async_wait<0>();
     __syncthreads();  // this tile is here, and nobody works on the other stage any more
-    copy_rows(keys_of(stage ^ 1), q + dim, first_key + kKeys, kKeys, call, kStride);
-    copy_rows(keys_of(stage ^ 1) + kMatrix, q + 2 * dim, first_key + kKeys, kKeys, call, kStride);
+    copy_rows(keys_of(stage ^ 1), q + dim, first_key + kKeys, share, call, kStride);
+    copy_rows(keys_of(stage ^ 1) + kMatrix, q + 2 * dim, first_key + kKeys, share, call, kStride);
     copy_async_commit();
     if (first_key == 0) {
 #pragma unroll
@@ -125,26 +126,23 @@ __global__ void __launch_bounds__(kThreads, 2) streamed_kernel(Call call) {
   }
 
   // Out through the rows that held this warp's queries, so that global memory is written in 16-byte pieces.
+  const float inverse[2] = {__fdividef(1.0f, running.sum[0]), __fdividef(1.0f, running.sum[1])};
   __syncwarp();
 #pragma unroll
   for (int n = 0; n < 2 * HeadTiles; ++n) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       *reinterpret_cast<std::uint32_t*>(own + (lane.g + 8 * half) * kStride + n * 8 + 2 * lane.p) =
-          pack2<T>(context[n][2 * half] / running.sum[half], context[n][2 * half + 1] / running.sum[half]);
+          pack2<T>(context[n][2 * half] * inverse[half], context[n][2 * half + 1] * inverse[half]);
     }
   }
   __syncwarp();
-  const int pieces = call.head_dim / kPiece;
+  const RowShare leaving(lane.id, kLanes, call.head_dim / kPiece, 16);
   const int first_row = first_query + warp_row;
-  T* to = static_cast<T*>(call.context) + (window * tokens + first_row) * dim + head * call.head_dim;
-  for (int i = lane.id; i < 16 * pieces; i += kLanes) {
-    const int row = i / pieces;
-    const int column = i % pieces * kPiece;
-    if (first_row + row < tokens) {
-      *reinterpret_cast<uint4*>(to + static_cast<std::int64_t>(row) * dim + column) =
-          *reinterpret_cast<const uint4*>(own + row * kStride + column);
-    }
+  T* to = static_cast<T*>(call.context) + (window * tokens + first_row) * dim + head * call.head_dim + leaving.column;
+  for (int row = leaving.first_row; row < 16 && first_row + row < tokens; row += leaving.rows_at_once) {
+    *reinterpret_cast<uint4*>(to + static_cast<std::int64_t>(row) * dim) =
+        *reinterpret_cast<const uint4*>(own + row * kStride + leaving.column);
   }
 }
 
