@@ -47,10 +47,10 @@ constexpr int kCompiledShared = 164 * 1024;
 
 // Blocks that a multiprocessor is to hold, for the compiler's choice of registers (64 K of them, given to four schedulers
 // evenly): five blocks of four warps leave 96 a thread, four 128, three 168, two 255 (of five warps 168). One more makes
-// these sizes spill; more than shared memory allows would only cost registers.
+// these sizes spill (int8 holds more addresses); more than shared memory allows would only cost registers.
 __host__ __device__ constexpr int resident_min_blocks(int row_tiles, int head_tiles, bool int8) {
   const int registers_allow = row_tiles + head_tiles <= 4         ? 5
-                              : row_tiles + head_tiles <= 6       ? 4
+                              : row_tiles + head_tiles <= 6       ? (int8 ? 3 : 4)
                               : row_tiles == 5 && head_tiles >= 3 ? 1
                                                                   : 2;
   const int memory_allows = kCompiledShared / (resident_shared_bytes(row_tiles, head_tiles, int8) + kSystemShared);
