@@ -60,10 +60,8 @@ def configure(nvcc: Path, tmp_path: Path) -> Callable[..., Said]:
 
     def run(*arguments: object, **environment: str) -> Said:
         one = f"-DFASTERVIT_TRT_CUDA_ARCHITECTURES={ARCHITECTURE}"
-        commands = "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
-        return cmake(
-            "-S", ROOT, "-B", tmp_path / "build", one, commands, *arguments, **{"CUDACXX": str(nvcc), **environment}
-        )
+        options = (one, "-DFASTERVIT_TRT_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *arguments)
+        return cmake("-S", ROOT, "-B", tmp_path / "build", *options, **{"CUDACXX": str(nvcc), **environment})
 
     return run
 
@@ -76,7 +74,7 @@ def built(nvcc: Path) -> Path:
     outputs = {"LIBRARY": "lib", "RUNTIME": "bin"}
     options = [f"-DCMAKE_{kind}_OUTPUT_DIRECTORY={folder / place}" for kind, place in outputs.items()]
     environment = {name: os.environ[name] for name in ("TENSORRT_ROOT",) if name in os.environ}
-    options.append(f"-DFASTERVIT_TRT_CUDA_ARCHITECTURES={ARCHITECTURE}")
+    options += [f"-DFASTERVIT_TRT_CUDA_ARCHITECTURES={ARCHITECTURE}", "-DFASTERVIT_TRT_WERROR=ON"]
     if "-Ofc" in subprocess.run([nvcc, "--help"], capture_output=True, text=True, check=True).stdout:
         options.append("-DCMAKE_CUDA_FLAGS=-Ofc=max")  # compiles in a quarter of the time, and nothing runs here
     done = cmake("-S", ROOT, "-B", folder, *options, CUDACXX=str(nvcc), **environment)

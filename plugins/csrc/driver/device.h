@@ -1,4 +1,4 @@
-// Memory and streams of the machine that the driver runs kernels on: a GPU, or a CPU if the library's kernels are emulated.
+// Memory and streams of what the driver runs kernels on: a GPU, or a CPU if the library's kernels are emulated.
 #ifndef FASTERVIT_DRIVER_DEVICE_H
 #define FASTERVIT_DRIVER_DEVICE_H
 

@@ -1,14 +1,15 @@
-// Runs one operator of a plugin library through TensorRT's public interface, in the order in which TensorRT does, without
-// TensorRT: creator, plugin, output shape, formats, tactics, serialised fields, plugin of the run-time phase, enqueue.
+// Runs one operator of a plugin library through TensorRT's public interface, in the order in which TensorRT does, but
+// without it: creator, plugin, output shape, formats, tactics, serialised fields, the plugin of the run-time phase,
+// enqueue.
 //
 //   fastervit-plugin-driver LIBRARY                            what the library has
 //   fastervit-plugin-driver LIBRARY OPERATOR [--attribute NAME=VALUE]... --input FILE:TYPE:SHAPE[:FORMAT]...
 //                           [--output FILE[:FORMAT]] [--tactic NUMBER|all] [--formats] [--graph]
 //
 //   --attribute  an integer or, with a point or an exponent, a float
-//   --input      raw elements as they lie in memory, "-" where nothing is run. TYPE is fp32, fp16, bf16 or int8. SHAPE is
-//                such as 2x64x14x14; a dimension that is known only at run time is 2? or, being 8 at most, 2?8. FORMAT is
-//                linear (default), hwc or hwc8.
+//   --input      raw elements as they lie in memory, "-" where nothing is run. TYPE is fp32, fp16, bf16 or int8.
+//                SHAPE is such as 2x64x14x14; a dimension that is known only at run time is 2? or, being 8 at most,
+//                2?8. FORMAT is linear (default), hwc or hwc8.
 //   --output     where the result goes; without it nothing is run. Of several tactics: FILE.NUMBER
 //   --formats    also every combination of types and formats that the plugin takes
 //   --graph      captured into a CUDA graph, and launched from there
@@ -133,8 +134,8 @@ std::vector<std::string> infer_output(nvinfer1::IPluginV3OneBuild& build, const 
   return formulas;
 }
 
-// Every combination that the plugin takes, position by position as TensorRT asks; the types of positions not asked yet mean
-// nothing.
+// Every combination that the plugin takes, position by position as TensorRT asks; the types of positions not asked yet
+// mean nothing.
 void collect_formats(nvinfer1::IPluginV3OneBuild& build, std::vector<nvinfer1::DynamicPluginTensorDesc> tensors,
                      std::size_t position, const std::string& so_far, std::vector<std::string>& found) {
   if (position == tensors.size()) {

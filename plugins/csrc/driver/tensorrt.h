@@ -37,7 +37,7 @@ class LoggerFinder final : public nvinfer1::ILoggerFinder {
   Logger logger_;
 };
 
-// A dimension as its formula and its value for the shapes given. TensorRT's own classes forward to what mImpl points to.
+// A dimension as its formula and its value for the shapes given. TensorRT's classes forward to what mImpl points to.
 class Dimension final : public nvinfer1::IDimensionExpr, private nvinfer1::apiv::VDimensionExpr {
  public:
   Dimension(std::string formula, std::int64_t value, bool constant)

@@ -1,5 +1,5 @@
-// What TensorRT finds here: getCreators and setLoggerFinder, which loadLibrary asks for; and, where the library is merely
-// opened (dlopen, LD_PRELOAD, DeepStream's custom-lib-path), creators that have registered themselves.
+// What TensorRT finds here: getCreators and setLoggerFinder, which loadLibrary asks for; and, where the library is
+// merely opened (dlopen, LD_PRELOAD, DeepStream's custom-lib-path), creators that have registered themselves.
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -33,8 +33,8 @@ const Creators& creators() {
   return *all;
 }
 
-// Registers the creators when the library is opened, and takes that back when someone asks for them: loadLibrary opens the
-// library, asks, registers what it was given, and fails if it finds that registered already.
+// Registers the creators when the library is opened, and takes that back when someone asks for them: loadLibrary opens
+// the library, asks, registers what it was given, and fails if it finds that registered already.
 class Registration {
  public:
   Registration() : registry_(plugin_registry()) {

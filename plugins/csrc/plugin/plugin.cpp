@@ -17,8 +17,8 @@ using nvinfer1::TensorFormat;
 
 constexpr int kAlignment = 16;
 
-// Whether a map lies in memory as (B, H, W, C). Of 16-bit types TensorRT has no such format but one that pads channels to a
-// multiple of 8, which is the same where they are one.
+// Whether a map lies in memory as (B, H, W, C). Of 16-bit types TensorRT has no such format but one that pads channels
+// to a multiple of 8, which is the same where they are one.
 bool is_BHWC(const PluginTensorDesc& map) {
   if (map.type == DataType::kFLOAT) return map.format == TensorFormat::kHWC;
   return map.format == TensorFormat::kHWC8 && map.dims.nbDims == 4 && map.dims.d[1] % 8 == 0;
@@ -126,7 +126,7 @@ bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPlugi
   if (position == 0 ? !takes(tensor.type) : tensor.type != type_of(position, tensors[0].desc.type)) return false;
   if (position < inputs) return true;
 
-  // All types and formats fit: what remains is whether the launcher serves them, whatever the batch. An empty one fits all.
+  // All types and formats fit: what remains is whether the launcher serves them, whatever the batch. An empty one fits.
   std::vector<PluginTensorDesc> descs = at(&DynamicPluginTensorDesc::opt, tensors, inputs);
   for (PluginTensorDesc& desc : descs) {
     if (desc.dims.nbDims > 0 && desc.dims.d[0] < 0) desc.dims.d[0] = 0;

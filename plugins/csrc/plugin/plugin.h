@@ -1,5 +1,5 @@
-// The part of a TensorRT plugin that is the same for every operator. An operator adds what it takes (its Contract), shapes,
-// which cases its launcher serves, and the call of the launcher.
+// The part of a TensorRT plugin that is the same for every operator. An operator adds what it takes (its Contract),
+// shapes, which cases its launcher serves, and the call of the launcher.
 #ifndef FASTERVIT_PLUGIN_PLUGIN_H
 #define FASTERVIT_PLUGIN_PLUGIN_H
 

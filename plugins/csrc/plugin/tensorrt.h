@@ -6,8 +6,8 @@
 
 namespace fastervit::plugin {
 
-// The plugin registry of a TensorRT of the major version whose headers this was compiled with, or null. Others are passed
-// over: virtual functions of the registry and of the logger changed places between TensorRT 10 and 11.
+// The plugin registry of a TensorRT of the major version whose headers this was compiled with, or null. Others are
+// passed over: virtual functions of the registry and of the logger changed places between TensorRT 10 and 11.
 nvinfer1::IPluginRegistry* plugin_registry();
 
 // The logger of the same TensorRT, or null.
