@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types train clean
+.PHONY: help run test lint types train gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 8
@@ -27,6 +27,13 @@ types: $(READY)
 
 train: $(READY)  ## train the digits models again
 	$(BIN)/python -m fastervit_trt.models.digits.train
+
+# With the Python that has PyTorch for the GPU, and without network: the package is the checkout itself, under its name.
+SITE := $(CURDIR)/build/gpu/site
+gpu:  ## build, check and time the kernels on this machine's GPU; options in GPU="--stages core"
+	rm -rf $(SITE) && mkdir -p $(SITE)/fastervit_trt
+	ln -s $(CURDIR)/src/fastervit_trt/* $(patsubst %,$(CURDIR)/%,models export plugins engines benchmarks) $(SITE)/fastervit_trt
+	PYTHONPATH=$(SITE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m fastervit_trt.benchmarks.gpu $(GPU)
 
 $(READY): pyproject.toml requirements/constraints.txt
 	@echo "preparing $(VENV) (first time, or after a change of requirements)"
