@@ -46,9 +46,7 @@ def find_checkout(given: Path | None) -> Path:
 
 
 def context_of(checkout: Path, commit: str | None, command: str) -> Context:
-    """Args:
-    commit: where there is no repository to ask.
-    """
+    """Of a run of ``command``; ``commit`` says which sources these are where there is no repository to ask."""
     gpu = gpu_identity() or GpuIdentity("", "", "")
     return Context(
         gpu=gpu.name,

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,10 +24,11 @@ _TOOLS = ("memcheck", "racecheck")
 _PYTEST_FAILURES = (0, 1, 5)  # all passed; some failed; none collected: the XML says so
 _DRIVER = "fastervit_trt.benchmarks.gpu.driver"
 _SANITIZER_SECONDS = 200
+_LONGEST_NOTE = 400
 
 
 def run(job: Job, report: Report) -> None:
-    """A row per test; with the sanitizer, one per tool and operator."""
+    """Rows of the tests; with the sanitizer, one per tool."""
     for result in _pytest(job, report):
         report.result(result)
     report.idle()
@@ -35,23 +37,20 @@ def run(job: Job, report: Report) -> None:
 
 
 def junit_results(stage: str, xml: str) -> list[Result]:
-    """Rows of what pytest wrote: the file as the case, the test as the peer."""
-    results = []
+    """Rows of what pytest wrote: one for each test that failed, and for each file how many passed or were skipped."""
+    results, counts = [], Counter[tuple[str, str, str]]()
     for case in ElementTree.fromstring(xml).iter("testcase"):
         outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        status = OK if outcome is None else SKIPPED if outcome.tag == "skipped" else FAILED
-        message = "" if outcome is None else " ".join((outcome.get("message") or "").split())[:400]
-        results.append(
-            Result(
-                stage=stage,
-                case=case.get("classname", "").rpartition(".")[2],
-                peer=case.get("name", ""),
-                status=status,
-                note=message,
-                value=float(case.get("time", "0")),
-                unit="s",
-            )
-        )
+        file = case.get("classname", "").rpartition(".")[2]
+        message = "" if outcome is None else " ".join((outcome.get("message") or "").split())[:_LONGEST_NOTE]
+        if outcome is None or outcome.tag == "skipped":
+            counts[file, OK if outcome is None else SKIPPED, message] += 1
+        else:
+            results.append(Result(stage=stage, case=file, peer=case.get("name", ""), status=FAILED, note=message))
+    for (file, status, message), count in counts.items():
+        peer = "passed" if status == OK else f"skipped, {message}"
+        result = Result(stage=stage, case=file, peer=peer, status=status, note=message, value=count, unit="tests")
+        results.append(result)
     return results
 
 
