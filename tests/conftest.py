@@ -52,6 +52,15 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture(autouse=True)
+def _gradients_left_on() -> Iterator[None]:
+    """A test, or the code it calls, that switches gradients off for good is at fault itself, not the tests after it."""
+    yield
+    left_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert left_on, "gradients were switched off and not on again"
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread."""

@@ -83,13 +83,13 @@ class _Contestant:
     lap: Lap
 
 
+@torch.no_grad()
 def run_comparison(job: Job, report: Report, peers: Sequence[Peer], prepare: Callable[[Case, str], Work]) -> None:
     """Every case of the job's stage by every peer that is wanted and has no row yet.
 
     Args:
         prepare: makes the work of a case on a device.
     """
-    torch.set_grad_enabled(False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # of float32 references
     # Operators without a kernel fall back on PyTorch code, which is not what is measured here.
     warnings.filterwarnings("error", message=".*as PyTorch code on CUDA.*")

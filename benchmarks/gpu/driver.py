@@ -64,6 +64,7 @@ def open_call(name: str, batch: int, device: str = "cuda") -> tuple[Case, Way]:
 
 
 @app.command()
+@torch.no_grad()
 def drive(
     calls: Annotated[list[str], typer.Argument(help=f"Of {', '.join(CALLS)}.")],
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = _BATCH,
@@ -71,7 +72,6 @@ def drive(
     repeats: Annotated[int, typer.Option(min=1, help="Of each call.")] = 2,
 ) -> None:
     """Run kernels on the GPU a few times."""
-    torch.set_grad_enabled(False)
     for call in calls:
         case, way = open_call(call, _SMALL_BATCH if small else batch)
         for i in range(repeats):

@@ -35,9 +35,9 @@ _TOOLS = ("nvcc", "cmake", "ninja", "ncu", "compute-sanitizer", "cuobjdump")
 T = TypeVar("T")
 
 
+@torch.no_grad()
 def run(job: Job, report: Report) -> None:
     """Tools, ONNX Runtime, then TensorRT-RTX as far as it goes; the first model only where the small one runs."""
-    torch.set_grad_enabled(False)
     for tool in _TOOLS:
         where = shutil.which(tool)
         report.add("tools", tool, OK if where else SKIPPED, where or "not on the PATH")
