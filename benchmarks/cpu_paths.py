@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 import typer
 
-from fastervit_trt.artifacts import new_folder
+from fastervit_trt.artifacts import new_folder, write_csv
 from fastervit_trt.benchmarks.cpu_paths_report import draw_paths, print_paths, print_profile
 from fastervit_trt.benchmarks.cpu_profile import ProfileRow, profile_graph
 from fastervit_trt.benchmarks.cpu_rows import PathResult, Turns, floor_rows, path_rows
@@ -28,7 +28,7 @@ from fastervit_trt.benchmarks.cpu_runners import RUNNERS, MissingPackageError, R
 from fastervit_trt.benchmarks.gemm_peak import Floor, find_floor, park
 from fastervit_trt.benchmarks.gemm_sizes import gemm_sizes
 from fastervit_trt.benchmarks.plain import random_model
-from fastervit_trt.benchmarks.rows import ROWS_NAME, write_csv, write_rows
+from fastervit_trt.benchmarks.rows import ROWS_NAME, write_rows
 from fastervit_trt.benchmarks.timing import Timer
 from fastervit_trt.console import command_app, run_command, say, step, track
 from fastervit_trt.errors import FasterViTError
@@ -36,7 +36,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.functions import inline_functions
 from fastervit_trt.export.onnx_graph import save_onnx
 from fastervit_trt.export.pipeline import export_graph
-from fastervit_trt.export.precision import get_precision
+from fastervit_trt.export.precision import get_float
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec
 
@@ -84,7 +84,7 @@ def measure_model(name: str, batch: int, seconds: float, threads: int, *, profil
 def _workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
     exported = export_graph(
         lambda: random_model(name),
-        get_precision("fp32"),
+        get_float("fp32"),
         BatchRange(batch, batch, batch),
         scratch,
         lambda text: step(f"{name}: {text}"),

@@ -21,8 +21,7 @@ import psutil
 import typer
 from rich.table import Table
 
-from fastervit_trt.artifacts import Manifest, new_file
-from fastervit_trt.benchmarks.rows import write_csv
+from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import cpu_name, usable_cpus, versions

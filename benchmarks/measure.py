@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from fastervit_trt import __version__
+from fastervit_trt.accuracy import Accuracy, accuracy_from_logits
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.benchmarks.accuracy import Accuracy, accuracy_from_logits
-from fastervit_trt.benchmarks.datasets import LabelledImages
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.console import track
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import OUTPUT
 from fastervit_trt.host import cpu_name, versions
 from fastervit_trt.models.config import Preprocessing
+from fastervit_trt.models.datasets import LabelledImages
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source
 
@@ -56,14 +56,7 @@ class Subject:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Logits for any number of images, padding the last call of a static batch."""
-        size = self.batch.maximum
-        chunks = []
-        for start in range(0, len(images), size):
-            chunk = images[start : start + size]
-            missing = self.batch.minimum - len(chunk)
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing > 0 else chunk
-            chunks.append(self.session(padded)[0][: len(chunk)])
-        return np.concatenate(chunks)
+        return run_padded(lambda chunk: self.session(chunk)[0], self.batch, images)
 
 
 def open_subject(folder: Path, threads: int) -> Subject:

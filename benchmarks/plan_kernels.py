@@ -17,9 +17,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from fastervit_trt.artifacts import new_file
+from fastervit_trt.artifacts import new_file, write_csv
 from fastervit_trt.benchmarks.plain import plain_export, random_model
-from fastervit_trt.benchmarks.rows import write_csv
 from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.engines.plan import Kind, plan_kernels
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
@@ -27,7 +26,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_graph import INPUT, save_onnx
 from fastervit_trt.export.pipeline import export_graph
-from fastervit_trt.export.precision import Precision, TypedModel, get_precision
+from fastervit_trt.export.precision import Float, TypedModel, get_float
 from fastervit_trt.host import versions
 from fastervit_trt.models.factory import resolve_config
 from fastervit_trt.models.fastervit import Trunk
@@ -81,7 +80,7 @@ class PlanKernelsRow:
     timestamp_utc: str
 
 
-def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget) -> PlanKernelsRow:
+def measure_plan(model: str, form: str, precision: Float, target: RtxTarget) -> PlanKernelsRow:
     """Write the ONNX graph of ``model`` in one of :data:`FORMS`, build it and count.
 
     Raises:
@@ -91,7 +90,7 @@ def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget)
         raise FasterViTError(f"unknown form '{form}'; choose one of {', '.join(FORMS)}")
     if reason := rtx_unavailable_reason():
         raise FasterViTError(reason)
-    target.check_precision(precision.name)
+    target.check_precision(precision)
     config = resolve_config(model)
     batch, write = FORMS[form]
 
@@ -105,11 +104,11 @@ def measure_plan(model: str, form: str, precision: Precision, target: RtxTarget)
         return _row(model, form, precision, config.resolution, batch, nodes, engine)
 
 
-def _export(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
+def _export(load: Callable[[], Trunk], precision: Float, batch: BatchRange, folder: Path) -> int:
     return export_graph(load, precision, batch, folder).fusion.nodes
 
 
-def _naive(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, folder: Path) -> int:
+def _naive(load: Callable[[], Trunk], precision: Float, batch: BatchRange, folder: Path) -> int:
     """What one gets without this project: the module as it was trained, through PyTorch's exporter."""
     model = load()
     shape = (model.config.in_chans, *model.config.resolution)
@@ -121,7 +120,7 @@ def _naive(load: Callable[[], Trunk], precision: Precision, batch: BatchRange, f
 
 
 # form → the batch it is built for, and what writes its model.onnx and counts the nodes
-FORMS: dict[str, tuple[BatchRange, Callable[[Callable[[], Trunk], Precision, BatchRange, Path], int]]] = {
+FORMS: dict[str, tuple[BatchRange, Callable[[Callable[[], Trunk], Float, BatchRange, Path], int]]] = {
     "export": (_STATIC, _export),
     "naive dynamic": (_DYNAMIC, _naive),
     "naive static": (_STATIC, _naive),
@@ -131,7 +130,7 @@ FORMS: dict[str, tuple[BatchRange, Callable[[Callable[[], Trunk], Precision, Bat
 def _row(
     model: str,
     form: str,
-    precision: Precision,
+    precision: Float,
     resolution: tuple[int, int],
     batch: BatchRange,
     nodes: int,
@@ -169,7 +168,7 @@ def kernels_command(
 ) -> None:
     """Count the kernels TensorRT-RTX launches for this project's export and for the model as it was trained."""
     names = model or ["faster_vit_0_224", "faster_vit_1_224", "faster_vit_3_224"]
-    typed, target = get_precision(precision), RtxTarget.parse(compute_capability)
+    typed, target = get_float(precision), RtxTarget.parse(compute_capability)
     for name in names:
         resolve_config(name)  # a misspelt name is known at once, not after the builds of the others
     with new_file(output, overwrite=overwrite) as path:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROWS_NAME", "BenchmarkRow", "write_csv", "write_rows"]
+from fastervit_trt.artifacts import write_csv
+
+__all__ = ["ROWS_NAME", "BenchmarkRow", "write_rows"]
 
 ROWS_NAME = "rows.json"
 _SCHEMA = 1
@@ -71,11 +72,3 @@ def write_rows(rows: Sequence[Any], folder: Path) -> tuple[Path, Path]:
     write_csv(rows, csv_path)
     json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return csv_path, json_path
-
-
-def write_csv(rows: Sequence[Any], path: Path) -> None:
-    """Rows of one dataclass, at least one, as a table whose columns are its fields."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(rows[0])])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)

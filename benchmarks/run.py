@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastervit_trt.artifacts import new_folder
-from fastervit_trt.benchmarks.datasets import open_dataset
 from fastervit_trt.benchmarks.measure import measure, open_subject
 from fastervit_trt.benchmarks.pareto import mark_front
 from fastervit_trt.benchmarks.report import write_report
 from fastervit_trt.benchmarks.rows import ROWS_NAME, BenchmarkRow, write_rows
 from fastervit_trt.console import step
+from fastervit_trt.models.datasets import open_dataset
 
 __all__ = ["bench_exports"]
 

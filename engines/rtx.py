@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.precision import Bf16, Precision, Quantised
 
 __all__ = ["RtxEngine", "RtxTarget", "build_rtx_engine", "rtx_unavailable_reason"]
 
@@ -57,14 +58,23 @@ class RtxTarget:
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
 
-    def check_precision(self, precision: str) -> None:
+    def check_precision(self, precision: Precision) -> None:
         """Refuse what the hardware lacks.
 
         Raises:
-            FasterViTError: bf16 below compute capability 8.0.
+            FasterViTError: names the first capability that has it.
         """
-        if precision == "bf16" and (self.major, self.minor) < _BF16_SINCE:
-            raise FasterViTError(f"compute capability {self} has no bf16; use --precision fp16, or 8.0 and later")
+        needed = [_BF16_SINCE] if precision.arithmetic == Bf16() else []
+        if isinstance(precision, Quantised):
+            needed.append(precision.needs_capability)
+        for major, minor in needed:
+            if (self.major, self.minor) < (major, minor):
+                lacking = precision.name if (major, minor) != _BF16_SINCE else "bf16"
+                instead = "int8 or fp16" if lacking == "fp8" else "fp16"
+                raise FasterViTError(
+                    f"compute capability {self} has no {lacking}; use --precision {instead}, or {major}.{minor} and "
+                    "later"
+                )
 
 
 @dataclass(frozen=True)

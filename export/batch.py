@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["BatchRange"]
+__all__ = ["BatchRange", "run_padded"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,14 @@ class BatchRange:
 
     def __str__(self) -> str:
         return f"{self.minimum}:{self.optimum}:{self.maximum}" if self.dynamic else str(self.optimum)
+
+
+def run_padded(run: Callable[[np.ndarray], np.ndarray], batch: BatchRange, images: np.ndarray) -> np.ndarray:
+    """Logits for any number of images from something that serves ``batch``: the last call is padded."""
+    chunks = []
+    for start in range(0, len(images), batch.maximum):
+        chunk = images[start : start + batch.maximum]
+        missing = batch.minimum - len(chunk)
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing > 0 else chunk
+        chunks.append(run(padded)[: len(chunk)])
+    return np.concatenate(chunks)

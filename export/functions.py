@@ -23,7 +23,15 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.limits import unserved_call
 from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, SCALARS, Operator
 
-__all__ = ["UNSERVED", "Trace", "add_functions", "exporter_translations", "fused_calls", "inline_functions"]
+__all__ = [
+    "UNSERVED",
+    "Trace",
+    "add_functions",
+    "exporter_translations",
+    "fused_calls",
+    "inline_call",
+    "inline_functions",
+]
 
 UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
 
@@ -92,7 +100,7 @@ def add_functions(model: ir.Model, trace: Trace) -> None:
 def inline_functions(model: ir.Model) -> None:
     """Replace every call by what it means: the flat graph, for runtimes that put functions before plugins."""
     for call in fused_calls(model):
-        _inline(model, call, model.functions[call.op_identifier()])
+        inline_call(model, call)
     model.functions.clear()
     model.opset_imports.pop(DOMAIN, None)
     ir.passes.common.DeduplicateInitializersPass()(model)
@@ -244,8 +252,9 @@ def _kind(kind: str) -> ir.AttributeType:
     return ir.AttributeType.FLOAT if kind == "float" else ir.AttributeType.INT
 
 
-def _inline(model: ir.Model, call: ir.Node, function: ir.Function) -> None:
-    graph = model.graph
+def inline_call(model: ir.Model, call: ir.Node) -> None:
+    """Replace one call by what it means; its function stays, for the calls that are left."""
+    graph, function = model.graph, model.functions[call.op_identifier()]
     actual: dict[ir.Value | None, ir.Value | None] = dict(zip(function.inputs, call.inputs, strict=True)) | {None: None}
     for node in function:
         if node.op_type == "Constant":

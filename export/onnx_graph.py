@@ -38,6 +38,7 @@ def onnx_from_torch(
     outputs: Sequence[str] = (OUTPUT,),
     *,
     inline: bool = False,
+    rewrite: Callable[[ir.Model], None] = lambda graph: None,
 ) -> ir.Model:
     """Trace ``model`` through the dynamo exporter for images (batch, *input_shape).
 
@@ -47,6 +48,7 @@ def onnx_from_torch(
     Args:
         inline: write out what the fused operators mean instead of calling them, for runtimes that know no functions or
             put them before plugins (TensorRT 10.3).
+        rewrite: changes the graph in place while its operators are still whole.
 
     Raises:
         FasterViTError: the exporter cannot express the model.
@@ -63,6 +65,8 @@ def onnx_from_torch(
     _strip_private_metadata(graph)
     record_operators(graph)
     add_functions(graph, partial(_trace_operator, opset=opset))
+    _name_nodes(graph)
+    rewrite(graph)
     if inline:
         inline_functions(graph)
     _name_nodes(graph)

@@ -8,17 +8,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import DeployReport, Fuse, deploy_form
 from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.onnx_graph import OUTPUT, onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import Precision, TypedModel
-from fastervit_trt.export.verify import Verification, expect, verify_onnx
+from fastervit_trt.export.precision import Precision, Quantised, TypedModel
+from fastervit_trt.export.quantisation.plan import plan_precision
+from fastervit_trt.export.quantisation.qdq import QuantisationReport
+from fastervit_trt.export.quantisation.ranges import Ranges
+from fastervit_trt.export.verify import Verification, expect, expect_quantised, verify_onnx
 from fastervit_trt.models.fastervit import FasterViTBackbone, Trunk
 
-__all__ = ["ExportedGraph", "export_graph"]
+__all__ = ["Decide", "ExportedGraph", "export_graph"]
 
 Step = Callable[[str], AbstractContextManager[Any]]
+# A deploy form in fp32 and a precision that leaves something open in, the precision and its ranges out.
+Decide = Callable[[nn.Module, Quantised], tuple[Quantised, Ranges]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,14 @@ class ExportedGraph:
     fusion: FusionReport
     outputs: dict[str, list[int]]  # name → shape without the batch
     deploy: DeployReport
+    quantisation: QuantisationReport | None
     verification: Verification
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"opset": self.opset, "fusion": asdict(self.fusion), "deploy": asdict(self.deploy)}
+        quantisation = None if self.quantisation is None else asdict(self.quantisation)
+        facts = {"opset": self.opset, "fusion": asdict(self.fusion), "deploy": asdict(self.deploy)}
+        return {**facts, "quantisation": quantisation}
 
 
 def export_graph(
@@ -47,6 +57,7 @@ def export_graph(
     fuse: Fuse = "window-attention",
     pad_heads_to: int | None = None,
     inline: bool = False,
+    decide: Decide | None = None,
 ) -> ExportedGraph:
     """Write ``folder/model.onnx`` in ``precision`` and verify the written file.
 
@@ -57,6 +68,7 @@ def export_graph(
         fuse: what becomes one operator in every window, as in :func:`deploy_form`.
         pad_heads_to: pad head dims to a multiple of this, as in :func:`deploy_form`.
         inline: write a flat graph without fused operators, as :func:`onnx_from_torch` does.
+        decide: says what to quantise in which ranges, given the deploy form; asked if ``precision`` is quantised.
 
     Raises:
         FasterViTError: export or verification failed; ``folder`` may then hold an unverified file.
@@ -67,12 +79,19 @@ def export_graph(
     names = [f"stage{i}" for i in model.out_indices] if isinstance(model, FasterViTBackbone) else [OUTPUT]
     with step("deploy form"):
         deployed, report = deploy_form(model, fuse=fuse, pad_heads_to=pad_heads_to)
-        typed = TypedModel(deployed, precision)
+    ranges = None
+    if decide is not None and isinstance(precision, Quantised):
+        precision, ranges = decide(deployed, precision)
+    plan = plan_precision(precision, deployed, ranges)
     with step("reference outputs from PyTorch"):
-        expectation = expect(model, typed, batch, shape)
+        if plan.report is not None:
+            expectation, typed = expect_quantised(model, deployed, plan, batch, shape)
+        else:
+            typed = TypedModel(deployed, plan.base)
+            expectation = expect(model, typed, batch, shape)
     del model, deployed
     with step(f"tracing to ONNX, {precision.name}"):
-        graph = onnx_from_torch(typed, shape, batch, names, inline=inline)
+        graph = onnx_from_torch(typed, shape, batch, names, inline=inline, rewrite=plan.rewrite)
     del typed
     with step("writing the graph"):
         fusion = FusionReport.of(graph)
@@ -81,4 +100,4 @@ def export_graph(
     with step("verifying with ONNX Runtime"):
         verification = verify_onnx(files[0], expectation)
     outputs = {name: list(o.shape[1:]) for name, o in zip(names, expectation.outputs[0], strict=True)}
-    return ExportedGraph(tuple(files), precision.opset, fusion, outputs, report, verification)
+    return ExportedGraph(tuple(files), plan.base.opset, fusion, outputs, report, plan.report, verification)

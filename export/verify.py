@@ -6,12 +6,16 @@ training form), so every rewrite and every rounding lies between the two. The to
     |onnx - torch_fp32|  ≤  2 · max|torch_typed - torch_fp32|  +  floor
 
 per output, where torch_typed is PyTorch in the same precision and the floor is 1e-4 of the largest value in fp32 (the
-parity goal) and one rounding of it in lower precisions.
+parity goal) and one rounding of it in lower precisions. A quantised graph is held to PyTorch computing on the same
+grids, in fp32.
+
+A graph that leaves the range of its type is refused, also where ONNX Runtime hides it: its CPU provider does not round
+float16 between operators. PyTorch's typed run does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,25 +26,29 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.headroom import first_non_finite
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import Precision, TypedModel
+from fastervit_trt.export.precision import Float, TypedModel
+from fastervit_trt.export.quantisation.plan import PrecisionPlan
 from fastervit_trt.export.rounding import RoundedArithmetic
 
-__all__ = ["Expectation", "Verification", "expect", "verification_batches", "verify_onnx"]
+__all__ = ["Expectation", "Verification", "expect", "expect_quantised", "verification_batches", "verify_onnx"]
 
 _FP32_FLOOR = 1e-4
+_ONE_ROUNDING = 1 + 2.0**-11  # of float16
+_OWN_IMAGES = 4  # of each kind
 
 Outputs = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """Inputs, what PyTorch fp32 makes of them, and PyTorch's own largest error per output in the graph's precision.
+    """Inputs, what PyTorch makes of them in fp32, and PyTorch's own largest error per output in the graph's precision.
 
     Holds no model, so that the models can be let go before the graph is run.
     """
 
-    precision: Precision
+    precision: Float
     kinds: tuple[str, ...]
     images: tuple[np.ndarray, ...]
     outputs: tuple[Outputs, ...]  # per batch
@@ -74,7 +82,7 @@ class Verification:
     def __str__(self) -> str:
         return (
             f"worst point: {self.worst_output}{list(self.worst_index)} of {self.worst_input} images: "
-            f"ONNX {self.worst_onnx:.6g}, PyTorch fp32 {self.worst_torch:.6g}, |error| {self.abs_error:.2e} "
+            f"ONNX {self.worst_onnx:.6g}, PyTorch {self.worst_torch:.6g}, |error| {self.abs_error:.2e} "
             f"({self.share_of_budget:.0%} of the budget {self.budget:.2e})"
         )
 
@@ -90,33 +98,57 @@ def expect(
         own = (0.0,) * len(expected[0])
     else:
         with RoundedArithmetic(typed.precision.dtype):
-            actual = [_run(typed, x[:1]) for x in images]
-        errors = [
-            [_largest_error(a, e[:1]) for a, e in zip(*pair, strict=True)]
-            for pair in zip(actual, expected, strict=True)
-        ]
-        own = tuple(max(column) for column in zip(*errors, strict=True))
+            own = _largest_errors((_run(typed, x[:1]) for x in images), expected)
     return Expectation(typed.precision, kinds, images, expected, own)
+
+
+@torch.inference_mode()
+def expect_quantised(
+    reference: nn.Module,
+    deployed: nn.Module,
+    plan: PrecisionPlan,
+    batch: BatchRange,
+    input_shape: tuple[int, int, int],
+) -> tuple[Expectation, TypedModel]:
+    """What a quantised graph is held to: its simulation in fp32, which is PyTorch's and knows nothing of the graph.
+
+    The deploy form itself is held to ``reference`` first. What quantising costs is for accuracy to judge.
+
+    Args:
+        deployed: fp32; becomes the typed model that is returned.
+
+    Raises:
+        FasterViTError: the deploy form differs from the reference.
+    """
+    kinds, images = zip(*verification_batches(batch, input_shape), strict=True)
+    _check_deploy_form(reference, deployed, images[0])
+    with plan.simulation(deployed):
+        simulated = tuple(_run(deployed, x) for x in images)
+        # A value near the middle of two steps falls to either side by the least rounding on the way to it.
+        shifted = _largest_errors((_run(deployed, x[:_OWN_IMAGES] * _ONE_ROUNDING) for x in images), simulated)
+    typed = TypedModel(deployed, plan.base)
+    with RoundedArithmetic(plan.base.dtype), plan.simulation(deployed):
+        rounded = _largest_errors((_run(typed, x[:_OWN_IMAGES]) for x in images), simulated)
+    own = tuple(float(np.max(pair)) for pair in zip(shifted, rounded, strict=True))
+    return Expectation(plan.base, kinds, images, simulated, own), typed
 
 
 def verify_onnx(path: Path, expectation: Expectation) -> Verification:
     """Check ``path`` and run it on the batches of ``expectation``.
 
     Raises:
-        FasterViTError: invalid graph, non-finite outputs, or an error beyond the budget (with the worst point).
+        FasterViTError: invalid graph, a range that is left (with the block), or an error beyond the budget (with the
+            worst point).
     """
     _check_graph(path)
     session = OnnxCpuSession(path)
     actual = [session(x) for x in expectation.images]
     stray = sum(int((~np.isfinite(o)).sum()) for outputs in actual for o in outputs)
-    name = expectation.precision.name
-    if stray:
-        raise FasterViTError(
-            f"verification failed: {stray} outputs of the {name} graph are not finite; activations leave the range of "
-            f"{name}, export with --precision bf16 or fp32"
-        )
+    if stray or not np.isfinite(expectation.own_errors).all():
+        raise FasterViTError(f"verification failed: {_non_finite(path, expectation, stray)}")
     result = _compare(session, actual, expectation)
     if result.share_of_budget > 1:
+        name = expectation.precision.name
         raise FasterViTError(f"verification failed: the {name} graph differs from PyTorch; {result}")
     return result
 
@@ -170,13 +202,45 @@ def _compare(session: OnnxCpuSession, actual: list[Outputs], expectation: Expect
     )
 
 
+def _check_deploy_form(reference: nn.Module, deployed: nn.Module, images: np.ndarray) -> None:
+    for expected, actual in zip(_run(reference, images), _run(deployed, images), strict=True):
+        error, budget = _largest_error(actual, expected), _FP32_FLOOR * float(np.abs(expected).max())
+        if error > budget:
+            raise FasterViTError(
+                f"verification failed: the deploy form differs from the model by {error:.2e}, the budget is "
+                f"{budget:.2e}; report this with the model's name"
+            )
+
+
 def _run(model: nn.Module, images: np.ndarray) -> Outputs:
     outputs = model(torch.from_numpy(images))
     return tuple(o.numpy() for o in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
 
 
+def _largest_errors(actual: Iterable[Outputs], expected: Sequence[Outputs]) -> tuple[float, ...]:
+    """Per output, over batches; ``actual`` may be the first images of each batch alone."""
+    errors = [
+        [_largest_error(a, e[: len(a)]) for a, e in zip(*pair, strict=True)]
+        for pair in zip(actual, expected, strict=True)
+    ]
+    return tuple(float(np.max(column)) for column in zip(*errors, strict=True))  # NaN where any is, unlike max()
+
+
 def _largest_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max())
+
+
+def _non_finite(path: Path, expectation: Expectation, stray: int) -> str:
+    """What is not finite (``stray`` outputs in ONNX Runtime), from which block on, and what to do about it."""
+    name = expectation.precision.name
+    what = f"{stray} outputs of the {name} graph are not finite"
+    if not stray:
+        what = f"outputs of the {name} graph are not finite where every result is rounded, as hardware does"
+    first = first_non_finite(path, np.concatenate(expectation.images))
+    where = "" if first is None else f", from {first.block} ({first.operator}) on"
+    if expectation.precision.dtype is not torch.float16:  # there is no wider range
+        return f"{what}{where}; look for weights there that are not finite or far too large"
+    return f"{what}{where}; activations leave the range of {name}, export with --precision bf16 or fp32"
 
 
 def _check_graph(path: Path) -> None:

@@ -24,7 +24,7 @@ from fastervit_trt.benchmarks.plain import random_model
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import Fuse, bake_position_tables, deploy_form
 from fastervit_trt.export.onnx_graph import INPUT, OUTPUT, onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import TypedModel, get_precision
+from fastervit_trt.export.precision import TypedModel, get_float
 
 __all__ = ["PEERS", "export_for", "prepare", "run"]
 
@@ -59,7 +59,7 @@ def export_for(model: nn.Module, case: ModelCase, folder: Path) -> Path:
     """The deploy form of ``model`` as a flat fp16 graph with a static batch."""
     deployed, _ = deploy_form(model, pad_heads_to=gpu_ways.PAD_HEADS_TO)
     batch = BatchRange(case.batch, case.batch, case.batch)
-    typed = TypedModel(deployed, get_precision("fp16"))
+    typed = TypedModel(deployed, get_float("fp16"))
     graph = onnx_from_torch(typed, (3, *case.resolution), batch, [OUTPUT], inline=True)
     return save_onnx(graph, folder)[0]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["MANIFEST_NAME", "Manifest", "file_entry", "new_file", "new_folder", "sha256_file"]
+__all__ = ["MANIFEST_NAME", "Manifest", "file_entry", "new_file", "new_folder", "sha256_file", "write_csv"]
 
 MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
@@ -44,6 +45,7 @@ class Manifest:
     versions: dict[str, str]
     created_utc: str
     notices: list[str] = field(default_factory=list)
+    accuracy: dict[str, Any] | None = None  # of the written graph against PyTorch fp32, where images were given
     schema: int = _SCHEMA
 
     def write(self, folder: Path) -> None:
@@ -165,3 +167,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_csv(rows: Sequence[Any], path: Path) -> None:
+    """Rows of one dataclass, at least one, as a table whose columns are its fields."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(rows[0])])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

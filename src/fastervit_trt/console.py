@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["command_app", "console", "progress_bar", "run_command", "say", "step", "track"]
+__all__ = ["command_app", "console", "progress_bar", "run_command", "say", "step", "track", "warn"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,11 @@ err_console = Console(stderr=True, highlight=False, width=None if sys.stderr.isa
 def say(text: str) -> None:
     """Print one line of results as it is: no markup, no line breaks of our own."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print one line on stderr that does not stop anything."""
+    err_console.print(f"warning: {text}", markup=False, soft_wrap=True)
 
 
 def command_app(**options: Any) -> typer.Typer:

@@ -12,7 +12,7 @@ from fastervit_trt.benchmarks.plan_kernels import FORMS, measure_plan
 from fastervit_trt.engines.plan import Kind
 from fastervit_trt.engines.rtx import RtxTarget, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.precision import get_precision
+from fastervit_trt.export.precision import get_float
 
 pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
 
@@ -40,7 +40,7 @@ def test_the_export_launches_less_than_the_naive_graph(tmp_path: Path, capsys: p
 
 def test_what_cannot_be_measured_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(FasterViTError, match="unknown form 'fast'; choose one of export, naive dynamic, naive static"):
-        measure_plan("faster_vit_digits_s", "fast", get_precision("fp16"), RtxTarget.parse("8.9"))
+        measure_plan("faster_vit_digits_s", "fast", get_float("fp16"), RtxTarget.parse("8.9"))
     with pytest.raises(SystemExit) as stop:
         plan_kernels.main(f"--model faster_vit_digits_s --model nonesuch --output {tmp_path / 'k.csv'}".split())
     assert stop.value.code == 2

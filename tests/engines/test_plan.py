@@ -14,7 +14,7 @@ from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailab
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import TypedModel, get_precision
+from fastervit_trt.export.precision import TypedModel, get_float
 
 pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
 def kernels_of(layers: list[nn.Module], folder: Path, batch: str = "8", precision: str = "fp16") -> PlanKernels:
     sizes = BatchRange.parse(batch)
     torch.manual_seed(0)
-    graph = onnx_from_torch(TypedModel(nn.Sequential(*layers), get_precision(precision)), IMAGES, sizes)
+    graph = onnx_from_torch(TypedModel(nn.Sequential(*layers), get_float(precision)), IMAGES, sizes)
     (path,) = save_onnx(graph, folder)
     build_rtx_engine(path, folder / "plan", RtxTarget.parse("8.9"), sizes, "images", IMAGES)
     return plan_kernels(folder / "plan")

@@ -13,6 +13,7 @@ from fastervit_trt.engines import rtx
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.precision import Bf16, Fp16
 
 pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
 
@@ -106,5 +107,5 @@ def test_other_gpus_are_refused(text: str) -> None:
 
 def test_turing_has_no_bf16() -> None:
     with pytest.raises(FasterViTError, match="no bf16"):
-        RtxTarget.parse("7.5").check_precision("bf16")
-    RtxTarget.parse("7.5").check_precision("fp16")
+        RtxTarget.parse("7.5").check_precision(Bf16())
+    RtxTarget.parse("7.5").check_precision(Fp16())

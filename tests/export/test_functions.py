@@ -30,7 +30,7 @@ from fastervit_trt.export.functions import UNSERVED, fused_calls, inline_functio
 from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import PRECISIONS, TypedModel
+from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.models.hat import HATStage
 from tests.conftest import fill_from_names
@@ -50,7 +50,7 @@ def onnx_of(
     fuse: Fuse = "window-attention",
 ) -> Path:
     graph = onnx_from_torch(
-        TypedModel(deploy_form(model, fuse=fuse)[0], PRECISIONS["fp32"]), shape, BatchRange.parse(batch), outputs
+        TypedModel(deploy_form(model, fuse=fuse)[0], FLOATS["fp32"]), shape, BatchRange.parse(batch), outputs
     )
     folder.mkdir(exist_ok=True)
     return save_onnx(graph, folder)[0]
@@ -197,7 +197,7 @@ def with_heads_of_12(folder: Path, precision: str, **options: Any) -> Path:
     """FasterViT-4 in small: heads that are no multiple of 8 channels, propagation, layer scale; 3 + 2 attentions."""
     narrow = {"dim": 12, "in_dim": 4, "num_heads": (1, 1, 4, 8), "depths": (1, 1, 2, 1), "num_classes": 5}
     model = fill_from_names(create_model("faster_vit_4_224", **narrow))
-    typed = TypedModel(deploy_form(model, **options)[0], PRECISIONS[precision])
+    typed = TypedModel(deploy_form(model, **options)[0], FLOATS[precision])
     return save_onnx(onnx_from_torch(typed, IMAGES, BatchRange(1, 1, 1)), folder)[0]
 
 
@@ -259,7 +259,7 @@ class TwoAttentions(nn.Module):
 
 def two_attentions(folder: Path) -> tuple[nn.Module, Path]:
     model = TwoAttentions()
-    graph = onnx_from_torch(TypedModel(model, PRECISIONS["fp32"]), (1, 30, 12), BatchRange.parse("1:2:5"))
+    graph = onnx_from_torch(TypedModel(model, FLOATS["fp32"]), (1, 30, 12), BatchRange.parse("1:2:5"))
     return model, save_onnx(graph, folder)[0]
 
 

@@ -24,7 +24,7 @@ from fastervit_trt.export.functions import inline_functions
 from fastervit_trt.export.fusion import SIGNATURES, FusionReport, block_of_module, expected_operators
 from fastervit_trt.export.onnx_graph import _trace_operator, onnx_from_torch
 from fastervit_trt.export.packed import PackedAttentionHalf, PackedWindowAttention
-from fastervit_trt.export.precision import PRECISIONS, TypedModel
+from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.plugins import reference
 from fastervit_trt.plugins.operators import OPERATORS, Operator
@@ -45,7 +45,7 @@ SMALLEST = {  # operators of faster_vit_digits_s
 
 
 def graph_of(name: str, fuse: Fuse = "window-attention", **options: Any) -> ir.Model:
-    typed = TypedModel(deploy_form(create_model(name), fuse=fuse)[0], PRECISIONS["fp32"])
+    typed = TypedModel(deploy_form(create_model(name), fuse=fuse)[0], FLOATS["fp32"])
     return onnx_from_torch(typed, IMAGES, BatchRange(1, 1, 1), **options)
 
 

@@ -12,14 +12,14 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import PRECISIONS, TypedModel
+from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import create_model
 from tests.conftest import ROOT
 
 TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", FLOATS)
 def test_the_graph_is_typed_throughout_between_float32_ends(exports: Path, precision: str) -> None:
     model = onnx.load(exports / precision / "model.onnx")
     weights = [w for w in model.graph.initializer if w.data_type != onnx.TensorProto.INT64]
@@ -55,7 +55,7 @@ def test_position_tables_and_batchnorm_are_constants(exports: Path) -> None:
 @pytest.mark.parametrize("text", ["3", "1:2:5"])
 def test_static_and_dynamic_batches(tmp_path: Path, text: str) -> None:
     batch, model = BatchRange.parse(text), create_model("faster_vit_digits_s").eval()
-    typed = TypedModel(deploy_form(model)[0], PRECISIONS["fp32"])
+    typed = TypedModel(deploy_form(model)[0], FLOATS["fp32"])
     (path,) = save_onnx(onnx_from_torch(typed, (3, 224, 224), batch), tmp_path)
     session = OnnxCpuSession(path)
     for size in range(batch.minimum, batch.maximum + 1):
@@ -69,7 +69,7 @@ def test_static_and_dynamic_batches(tmp_path: Path, text: str) -> None:
 def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 1000)
     model = create_model("faster_vit_digits_s").eval()
-    typed = TypedModel(deploy_form(model)[0], PRECISIONS["fp32"])
+    typed = TypedModel(deploy_form(model)[0], FLOATS["fp32"])
     files = save_onnx(onnx_from_torch(typed, (3, 224, 224), BatchRange(1, 1, 1)), tmp_path)
     assert [f.name for f in files] == ["model.onnx", "model.onnx.data"]
     assert files[0].stat().st_size < 200_000

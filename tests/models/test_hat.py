@@ -18,7 +18,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
-from fastervit_trt.export.precision import PRECISIONS, TypedModel
+from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import HATBlock, HATStage
 from fastervit_trt.models.geometry import StageGeometry
 from fastervit_trt.models.hat_examples import ConvNetWithHAT, PatchMerging, SwinWithHAT
@@ -83,7 +83,7 @@ def test_examples_export_through_the_projects_own_path(tmp_path: Path, example: 
     model = EXAMPLES[example]((64, 64))
     fill_from_names(model)
     model.set_resolution(size)
-    typed = TypedModel(deploy_form(model)[0], PRECISIONS["fp32"])
+    typed = TypedModel(deploy_form(model)[0], FLOATS["fp32"])
     (path,) = save_onnx(onnx_from_torch(typed, (3, *size), BatchRange(1, 2, 5)), tmp_path)
     session = OnnxCpuSession(path)
     for batch in (1, 2, 5):

@@ -21,6 +21,7 @@ from fastervit_trt.cli.export import print_export
 from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.precision import get_precision
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
 from fastervit_trt.models.source import pretrained_source
@@ -67,7 +68,7 @@ def _export(name: str, precision: str, folder: Path) -> None:
     request = ExportRequest(
         model=ModelSpec(name),
         weights=pretrained_source(name),
-        precision=precision,
+        precision=get_precision(precision),
         batch=BatchRange.parse("1:8:32"),
         targets=(RtxTarget.parse("8.9"),),
         output=folder,

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from fastervit_trt.artifacts import Manifest
+from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.fusion import FusionReport
+from fastervit_trt.export.precision import Precision, Quantised, get_calibrator, get_float, get_precision
+from fastervit_trt.export.quantisation.qdq import QuantisationReport
 from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
+from fastervit_trt.judging import Judgement
+from fastervit_trt.mixing import MixedRequest
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, pretrained_source
 from fastervit_trt.workflow import ExportRequest, export_model
@@ -32,7 +38,9 @@ def export_command(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights: .pth.tar, .pth or .safetensors.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Use the weights that ship for this model.")] = False,
     random_init: Annotated[bool, typer.Option("--random-init", help="Random weights (seed 0), to try a path.")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, int8, fp8, or mixed: 8 bits where accuracy allows.")
+    ] = "fp16",
     resolution: Annotated[str | None, typer.Option(help="H or HxW in pixels; the model's own by default.")] = None,
     window_size: Annotated[
         str | None, typer.Option(help="Windows of the four stages, e.g. 7,7,12,6, where not the model's own.")
@@ -61,6 +69,38 @@ def export_command(
     inline: Annotated[
         bool, typer.Option("--inline", help="A flat graph without fused operators, as TensorRT 10.3 wants it.")
     ] = False,
+    calibration_data: Annotated[
+        str | None, typer.Option(help="Images to find the ranges for 8 bits with: a folder, or digits.")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="How many of them, evenly spread.")] = 512,
+    calibration_cache: Annotated[
+        Path | None, typer.Option(help="File of ranges: used where it exists, else made from the images.")
+    ] = None,
+    calibrator: Annotated[
+        str | None, typer.Option(help="max, percentile, entropy or mse; mse for int8 and max for fp8 by default.")
+    ] = None,
+    base_precision: Annotated[
+        str, typer.Option(help="Type of what is not in 8 bits: fp16, or fp32 for runtimes without fp16.")
+    ] = "fp16",
+    quantise_attention: Annotated[
+        bool, typer.Option("--quantise-attention", help="Also q, k, v and softmax in 8 bits; no attention plugin then.")
+    ] = False,
+    quantise_residuals: Annotated[
+        bool, typer.Option("--quantise-residuals", help="Also residual sums in 8 bits: to see what that costs.")
+    ] = False,
+    validation_data: Annotated[
+        str | None, typer.Option(help="Labelled images that judge the written graph: one folder per class, or digits.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="Fail if the written graph loses more points of top-1 than this.")
+    ] = None,
+    accuracy_budget: Annotated[
+        float | None, typer.Option(help="Points of top-1 that --precision mixed may lose.")
+    ] = None,
+    mixed_with: Annotated[str, typer.Option(help="What --precision mixed adds to the base: int8 or fp8.")] = "int8",
+    block_times: Annotated[
+        Path | None, typer.Option(help="CSV of measured times (unit, us_16, us_8); a roofline of the GPU otherwise.")
+    ] = None,
     compute_capability: Annotated[
         str, typer.Option(help="TensorRT-RTX engines to build, comma-separated (8.6,8.9,12.0), or none.")
     ] = "8.9",
@@ -82,16 +122,28 @@ def export_command(
         out_indices=_numbers(out_indices, "--out-indices") if features_only else None,
     )
     spec.config()  # what is impossible is said before anything is read
+    mixed = precision == "mixed"
+    typed = _precision(
+        mixed_with if mixed else precision, calibrator, base_precision, quantise_attention, quantise_residuals
+    )
+    if mixed != (accuracy_budget is not None):
+        raise FasterViTError("--precision mixed and --accuracy-budget P belong together")
+    output = output or Path(f"{model}-{precision}")
+    targets = _targets(compute_capability)
     request = ExportRequest(
         model=spec,
         weights=_weights(model, checkpoint, pretrained, random_init),
-        precision=precision,
+        precision=typed,
         batch=BatchRange.parse(batch),
-        targets=_targets(compute_capability),
+        targets=targets,
+        calibration=CalibrationRequest(calibration_data, calibration_images, calibration_cache),
+        validation=validation_data,
+        max_accuracy_drop=max_accuracy_drop,
+        mixed=_mixed(accuracy_budget, block_times, targets, output),
         fuse=fuse,
         pad_heads_to=pad_head_dims,
         inline=inline,
-        output=output or Path(f"{model}-{precision}"),
+        output=output,
         save_checkpoint=save_checkpoint,
         overwrite=overwrite,
     )
@@ -112,6 +164,10 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
         say(f"  no plugin for {block}{more}, left to the compiler; {reason}")
     say(f"  deploy form: {changes}")
     say(f"  verified on batches {', '.join(map(str, proof.batches))}; {proof}")
+    if (quantisation := manifest.graph["quantisation"]) is not None:
+        say(f"  {QuantisationReport(**quantisation)}")
+    if manifest.accuracy is not None:
+        say(f"  {Judgement.from_record(manifest.accuracy)}")
     for note in manifest.weights["tolerated"]:
         say(f"  tolerated: {note}")
     for engine in manifest.engines:
@@ -125,6 +181,27 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     for notice in manifest.notices:
         say(f"  note: {notice}")
     say(f"  {output} written in {seconds:.1f} s, peak memory {peak_rss_mib()} MiB")
+
+
+def _precision(name: str, calibrator: str | None, base: str, attention: bool, residual: bool) -> Precision:
+    precision = get_precision(name)
+    if not isinstance(precision, Quantised):
+        if calibrator is not None or attention or residual:
+            raise FasterViTError(f"--calibrator and --quantise-… are for 8 bits, not for {name}")
+        return precision
+    if base not in ("fp16", "fp32"):
+        raise FasterViTError(f"8 bits go with fp16 or fp32, not with '{base}'")
+    options: dict[str, Any] = {"base": get_float(base), "attention": attention, "residual": residual}
+    return replace(precision, **options, calibrator=get_calibrator(calibrator or precision.calibrator))
+
+
+def _mixed(
+    budget: float | None, times: Path | None, targets: tuple[RtxTarget, ...], output: Path
+) -> MixedRequest | None:
+    if budget is None:
+        return None
+    record = output.with_name(f"{output.name}.search.jsonl")
+    return MixedRequest(budget, times, str(targets[0]) if targets else "8.9", record)
 
 
 def _weights(model: str, checkpoint: Path | None, pretrained: bool, random_init: bool) -> WeightSource:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastervit_trt.benchmarks.accuracy import accuracy_from_logits, wilson_interval
+from fastervit_trt.accuracy import accuracy_from_logits, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastervit_trt.benchmarks.datasets import open_dataset
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.config import Preprocessing
+from fastervit_trt.models.datasets import open_dataset
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -1,0 +1,89 @@
+"""How a graph of a precision is made: a handler per class of precision, registered by its type.
+
+A new precision is a frozen dataclass in ``export.precision`` and a handler here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import singledispatch
+
+import onnx_ir as ir
+from torch import nn
+
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.precision import Float, Precision, Quantised
+from fastervit_trt.export.quantisation.operands import left_out, operands
+from fastervit_trt.export.quantisation.qdq import QuantisationReport, insert_qdq
+from fastervit_trt.export.quantisation.ranges import Ranges
+from fastervit_trt.export.quantisation.simulation import chosen_operands, simulated
+
+__all__ = ["PrecisionPlan", "plan_precision"]
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """How to get from a deploy form to a graph of a precision."""
+
+    base: Float  # the type it is traced in
+    simulation: Callable[[nn.Module], AbstractContextManager[None]]  # in which the traced module computes as the graph
+    rewrite: Callable[[ir.Model], None]  # of the traced graph, in place
+    report: QuantisationReport | None
+
+
+@singledispatch
+def plan_precision(precision: Precision, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
+    """The plan for ``precision`` on a deploy form.
+
+    Args:
+        deployed: in any type; only its structure counts.
+        ranges: of its activations; floating-point precisions need none.
+
+    Raises:
+        FasterViTError: no ranges where they are needed, or ranges of another model.
+    """
+    raise FasterViTError(f"no handler for precision {type(precision).__name__}; register one with plan_precision")
+
+
+@plan_precision.register
+def _float(precision: Float, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
+    return PrecisionPlan(precision, lambda model: nullcontext(), lambda graph: None, None)
+
+
+@plan_precision.register
+def _quantised(precision: Quantised, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
+    if ranges is None:
+        raise FasterViTError(
+            f"{precision.name} needs the ranges of activations; give --calibration-data DIR or --calibration-cache FILE"
+        )
+    blocks = [operand.block for operand in chosen_operands(deployed, precision)]
+    unknown = sorted((precision.only or frozenset()) - {operand.block for operand in operands(deployed)})
+    if unknown:
+        raise FasterViTError(f"{precision.name}: {unknown[0]} is no layer that can be quantised in this model")
+    found: Ranges = ranges
+
+    def rewrite(graph: ir.Model) -> None:
+        insert_qdq(graph, blocks, precision, found)
+
+    report = QuantisationReport(
+        type=precision.name,
+        base=precision.base.name,
+        calibrator=precision.calibrator,
+        blocks=blocks,
+        left=_left(deployed, precision, blocks),
+        calibration=asdict(ranges.key),
+        attention=precision.attention,
+        residual=precision.residual,
+    )
+    return PrecisionPlan(precision.base, lambda model: simulated(model, precision, found), rewrite, report)
+
+
+def _left(deployed: nn.Module, precision: Quantised, blocks: list[str]) -> dict[str, list[str]]:
+    left: dict[str, list[str]] = {}
+    for block, reason in left_out(deployed).items():
+        left.setdefault(reason, []).append(block)
+    if others := [o.block for o in operands(deployed) if o.block not in blocks]:
+        left["kept by choice"] = others
+    return left
