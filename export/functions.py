@@ -31,6 +31,7 @@ __all__ = [
     "fused_calls",
     "inline_call",
     "inline_functions",
+    "shape_at",
 ]
 
 UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
@@ -161,16 +162,20 @@ def _body(operator: Operator, call: ir.Node, trace: Trace) -> ir.Graph:
     return trace(definition, examples, [name in operator.batched for name in operator.inputs]).graph
 
 
+def shape_at(value: ir.Value, batch: int) -> tuple[int, ...]:
+    """The shape of ``value``, with numbers for what depends on the batch: ``212*batch``."""
+    assert value.shape is not None, value
+    return tuple(dim if isinstance(dim, int) else _evaluated(str(dim.value), batch) for dim in value.shape)
+
+
 def _example_shape(value: ir.Value | None) -> tuple[int, ...]:
-    """The shape, with numbers for what depends on the batch."""
-    assert value is not None and value.shape is not None, value
-    return tuple(dim if isinstance(dim, int) else _of_example_batch(str(dim.value)) for dim in value.shape)
+    assert value is not None
+    return shape_at(value, _EXAMPLE_BATCH)
 
 
-def _of_example_batch(dimension: str) -> int:
-    """``212*batch`` as a number."""
+def _evaluated(dimension: str, batch: int) -> int:
     expression = sympy.sympify(dimension)
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, _EXAMPLE_BATCH)))
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def _torch_dtype(value: ir.Value | None) -> torch.dtype:

@@ -13,13 +13,14 @@ from torch import nn
 from fastervit_trt.artifacts import Manifest, file_entry, new_file, new_folder, write_csv
 from fastervit_trt.calibrating import CalibrationRequest, ranges_provider
 from fastervit_trt.console import progress_bar, step
+from fastervit_trt.engines.explain import explain
 from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.deploy import get_fuse
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import INPUT
-from fastervit_trt.export.pipeline import export_graph
+from fastervit_trt.export.pipeline import ExportedGraph, export_graph
 from fastervit_trt.export.precision import Precision, Quantised
 from fastervit_trt.export.quantisation.assignment import Assignment
 from fastervit_trt.export.quantisation.ranges import Ranges
@@ -118,7 +119,7 @@ def export_model(request: ExportRequest) -> Manifest:
             graph=graph.facts(),
             verification=asdict(graph.verification),
             accuracy=None if judgement is None else judgement.record(),
-            engines=[_engine_record(engine) for engine in engines],
+            engines=[_engine_record(engine, graph) for engine in engines],
             engines_skipped=skipped,
             files={path.name: file_entry(path) for path in written},
             versions=versions(),
@@ -226,7 +227,8 @@ def _build(onnx_path: Path, folder: Path, target: RtxTarget, batch: BatchRange, 
     return engine
 
 
-def _engine_record(engine: RtxEngine) -> dict[str, object]:
+def _engine_record(engine: RtxEngine, graph: ExportedGraph) -> dict[str, object]:
+    against = [] if graph.quantisation is None else explain(graph.files[0], engine.path)
     return {
         "file": engine.path.name,
         "runtime": "tensorrt-rtx",
@@ -235,4 +237,5 @@ def _engine_record(engine: RtxEngine) -> dict[str, object]:
         "layers": engine.layers,
         "build_seconds": engine.seconds,
         "build_peak_rss_mib": engine.peak_rss_mib,
+        "against_8_bits": [asdict(finding) for finding in against],
     }

@@ -13,6 +13,7 @@ import typer
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, run_command, say
+from fastervit_trt.engines.explain import Finding
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -176,6 +177,8 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
             f"  engine: {engine['file']}, {size:.1f} MB, TensorRT-RTX {engine['version']}, built in "
             f"{engine['build_seconds']:.1f} s, peak {engine['build_peak_rss_mib']} MiB"
         )
+        for finding in engine["against_8_bits"]:
+            say(f"    against 8 bits: {Finding(**finding)}")
     if manifest.engines_skipped:
         say(f"  no engine: {manifest.engines_skipped}")
     for notice in manifest.notices:

@@ -1,0 +1,237 @@
+"""What each precision costs and gives: trained models in, one row per model and precision out.
+
+    python -m fastervit_trt.benchmarks.precisions --output precisions
+
+Every row is an export as ``fastervit-export`` writes it: calibrated on the training part of the digits, judged on the
+held-out part on the written file, built for every compute capability that TensorRT-RTX has. Throughput is ONNX
+Runtime's on this CPU, all precisions of a model in turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from fastervit_trt.artifacts import Manifest, new_file, write_csv
+from fastervit_trt.benchmarks.timing import Timer, interleaved
+from fastervit_trt.calibrating import CalibrationRequest
+from fastervit_trt.console import command_app, console, run_command, say
+from fastervit_trt.engines.plan import Kind, plan_kernels
+from fastervit_trt.engines.rtx import RtxTarget
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.export.precision import PRECISIONS, Fp8, Fp32, Int8, Precision
+from fastervit_trt.host import cpu_name, usable_cpus, versions
+from fastervit_trt.mixing import MixedRequest
+from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
+from fastervit_trt.models.source import pretrained_source
+from fastervit_trt.workflow import ExportRequest, export_model
+
+__all__ = ["PrecisionRow", "main"]
+
+app = command_app()
+
+_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+_BATCH = 8
+_BUDGET = 0.0  # points that the mixed rows may lose
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One model in one precision. Intervals are 95 %."""
+
+    model: str
+    precision: str
+    setting: str
+    quantised_layers: int
+    images: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    drop_points: float  # against PyTorch fp32 on the same images
+    drop_low: float
+    drop_high: float
+    agreement_fp32: float
+    sqnr_db: float
+    non_finite_logits: int
+    onnx_bytes: int
+    ort_cpu_img_per_s: float
+    speed_is_meaningful: bool
+    rtx_built: str  # capabilities
+    rtx_lacking: str  # capabilities that have not the type
+    rtx_launches: int | None  # at 8.9
+    rtx_attentions_fused: int | None
+    rtx_attentions: int
+    against_8_bits: str
+    cpu: str
+    threads: int
+    torch: str
+    onnxruntime: str
+    tensorrt_rtx: str
+    timestamp_utc: str
+
+
+@dataclass(frozen=True)
+class _Export:
+    setting: str
+    manifest: Manifest
+    folder: Path
+    session: OnnxCpuSession
+    lacking: tuple[str, ...]
+
+
+def _settings() -> dict[str, tuple[Precision, float | None]]:
+    """Setting → what is exported, and the accuracy budget of a mixture."""
+    plain: dict[str, tuple[Precision, float | None]] = {name: (p, None) for name, p in PRECISIONS.items()}
+    return {
+        **plain,
+        "mixed int8/fp16": (Int8(), _BUDGET),
+        "int8, attention too": (replace(Int8(), attention=True), None),
+        "fp8, attention too": (replace(Fp8(), attention=True), None),
+        "int8, base fp32": (replace(Int8(), base=Fp32()), None),
+    }
+
+
+def measure_precisions(name: str, seconds: float, threads: int, scratch: Path) -> list[PrecisionRow]:
+    """All rows of one trained model.
+
+    Args:
+        seconds: timed per precision.
+
+    Raises:
+        FasterViTError: an export fails.
+    """
+    cache = scratch / f"{name}.json"
+    exports = [_export(name, s, p, budget, cache, scratch, threads) for s, (p, budget) in _settings().items()]
+    images = np.random.default_rng(0).standard_normal((_BATCH, 3, 224, 224), np.float32)
+    timers = [Timer(partial(export.session, images), _BATCH) for export in exports]
+    interleaved(timers, seconds)
+    return [_row(export, timer, threads) for export, timer in zip(exports, timers, strict=True)]
+
+
+def _export(
+    name: str, setting: str, precision: Precision, budget: float | None, cache: Path, scratch: Path, threads: int
+) -> _Export:
+    console.rule(f"{name} {setting}")
+    targets, lacking = [], []
+    for capability in _CAPABILITIES:
+        target = RtxTarget.parse(capability)
+        try:
+            target.check_precision(precision)
+            targets.append(target)
+        except FasterViTError:
+            lacking.append(capability)
+    folder = scratch / f"{name}-{setting.replace('/', '-').replace(' ', '-')}"
+    request = ExportRequest(
+        model=ModelSpec(name),
+        weights=pretrained_source(name),
+        precision=precision,
+        batch=BatchRange(1, _BATCH, 32),
+        targets=tuple(targets),
+        output=folder,
+        calibration=CalibrationRequest("digits", cache=cache),
+        validation="digits",
+        mixed=None if budget is None else MixedRequest(budget),
+    )
+    manifest = export_model(request)
+    return _Export(setting, manifest, folder, OnnxCpuSession(folder / "model.onnx", threads), tuple(lacking))
+
+
+def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
+    manifest, installed = export.manifest, versions()
+    judged, quantisation = manifest.accuracy, manifest.graph["quantisation"]
+    assert judged is not None
+    artifact, drop = judged["artifact"], judged["drop"]
+    engine = next((e for e in manifest.engines if e["compute_capability"] == "8.9"), None)
+    plan = None if engine is None else plan_kernels(export.folder / engine["file"])
+    operators = manifest.graph["fusion"]["operators"]
+    return PrecisionRow(
+        model=manifest.model,
+        precision=manifest.precision,
+        setting=export.setting,
+        quantised_layers=0 if quantisation is None else len(quantisation["blocks"]),
+        images=artifact["images"],
+        top1=artifact["top1"],
+        top1_low=artifact["low"],
+        top1_high=artifact["high"],
+        drop_points=drop["points"],
+        drop_low=drop["low"],
+        drop_high=drop["high"],
+        agreement_fp32=artifact["agreement"],
+        sqnr_db=judged["sqnr_db"],
+        non_finite_logits=artifact["non_finite"],
+        onnx_bytes=manifest.files["model.onnx"]["bytes"],
+        ort_cpu_img_per_s=timer.images_per_second(),
+        speed_is_meaningful=not export.session.emulated,
+        rtx_built=" ".join(e["compute_capability"] for e in manifest.engines),
+        rtx_lacking=" ".join(export.lacking),
+        rtx_launches=None if plan is None else plan.launches,
+        rtx_attentions_fused=None if plan is None else plan.count(Kind.ATTENTION),
+        rtx_attentions=operators.get("WindowAttention", 0) + operators.get("CarrierAttention", 0),
+        against_8_bits="; ".join(f["reason"] for f in engine["against_8_bits"]) if engine else "",
+        cpu=cpu_name(),
+        threads=threads,
+        torch=installed["torch"],
+        onnxruntime=installed.get("onnxruntime", ""),
+        tensorrt_rtx=installed.get("tensorrt-rtx", ""),
+        timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+@app.command()
+def precisions_command(
+    model: Annotated[list[str] | None, typer.Option(help="Variant with shipped weights; by default all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Timed per precision.")] = 4.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all usable by default.")] = None,
+    output: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("precisions.csv"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
+) -> None:
+    """Measure every precision of the trained models that ship here."""
+    names = model or [name for name in list_models() if get_variant(name).shipped_weights]
+    with new_file(output, overwrite=overwrite) as path, tempfile.TemporaryDirectory() as scratch:
+        rows = []
+        for name in names:
+            rows += measure_precisions(name, seconds, threads or usable_cpus(), Path(scratch))
+            write_csv(rows, path)
+    console.print(_table(rows))
+    say(f"rows: {output}")
+
+
+def _table(rows: Sequence[PrecisionRow]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "setting", "layers", "top-1 %", "drop", "agree %", "SQNR dB", "MB", "img/s", "RTX", "fused"):
+        table.add_column(title, justify="left" if title in ("model", "setting", "RTX") else "right")
+    for r in rows:
+        table.add_row(
+            r.model.removeprefix("faster_vit_"),
+            r.setting,
+            str(r.quantised_layers),
+            f"{100 * r.top1:.2f} ({100 * r.top1_low:.1f}-{100 * r.top1_high:.1f})",
+            f"{r.drop_points:+.2f} ({r.drop_low:+.2f} to {r.drop_high:+.2f})",
+            f"{100 * r.agreement_fp32:.2f}",
+            f"{r.sqnr_db:.1f}",
+            f"{r.onnx_bytes / 1e6:.2f}",
+            f"{r.ort_cpu_img_per_s:.0f}" + ("" if r.speed_is_meaningful else " (emulated)"),
+            r.rtx_built,
+            f"{r.rtx_attentions_fused}/{r.rtx_attentions}",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``python -m fastervit_trt.benchmarks.precisions``."""
+    run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    main()
