@@ -1,9 +1,10 @@
-"""Graphs for benchmarks/quantisers.py: Q/DQ put in by hand, run as written, and what a quantiser did, counted."""
+"""Graphs for benchmarks/quantisers.py: quantised as this project does, run as written, and counted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import onnx_ir as ir
 
 from fastervit_trt.export.fusion import BLOCK
 from fastervit_trt.export.onnx_graph import INPUT
+from fastervit_trt.export.precision import Fp8, Fp16, Fp32, Int8
+from fastervit_trt.export.quantisation.qdq import insert_qdq
+from fastervit_trt.export.quantisation.ranges import CalibrationKey, RangeRow, Ranges
 
-__all__ = ["excluded_nodes", "insert_qdq", "largest_inputs", "logits", "structure"]
+__all__ = ["excluded_nodes", "largest_inputs", "logits", "quantise", "structure"]
 
 _MATRIX = ("Conv", "Gemm", "MatMul")
 _HIGH_PRECISION = ("patch_embed.", "head/")  # names of the nodes of stem and head begin so
@@ -24,40 +28,15 @@ def excluded_nodes(source: Path) -> list[str]:
     return [str(node.name) for node in ir.load(source).graph if str(node.name).startswith(_HIGH_PRECISION)]
 
 
-def insert_qdq(source: Path, target: Path, kind: str, ranges: dict[str, float]) -> None:
-    """Convolutions and linear layers of the main graph read 8 bits: inputs per tensor, weights per output channel."""
+def quantise(source: Path, target: Path, kind: str, ranges: dict[str, float]) -> None:
+    """What this project does with the same layers and ranges: convolutions and linear layers read 8 bits."""
     model = ir.load(source)
-    dtype, largest = (ir.DataType.INT8, 127) if kind == "int8" else (ir.DataType.FLOAT8E4M3FN, 448)
-    graph, shared = model.graph, {}
-
-    def constant(name: str, content: np.ndarray) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(content, name=name))
-        graph.register_initializer(value)
-        return value
-
-    for node in _targets(model):
-        x, weight = node.inputs[:2]
-        assert x is not None and weight is not None and weight.const_value is not None
-        wide = weight.const_value.numpy()
-        if x not in shared:
-            scale = constant(f"{x.name}/scale", np.array(ranges[str(x.name)] / largest, wide.dtype))
-            zero = constant(f"{x.name}/zero", np.zeros((), dtype.numpy()))
-            narrow = ir.node("QuantizeLinear", [x, scale, zero], name=f"{x.name}/QuantizeLinear")
-            shared[x] = ir.node("DequantizeLinear", [narrow.outputs[0], scale, zero], name=f"{x.name}/DequantizeLinear")
-            graph.insert_before(node, [narrow, shared[x]])
-        rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
-        axis = 0 if rows else 1
-        others = tuple(i for i in range(wide.ndim) if i != axis)
-        scales = (np.abs(wide).max(others, keepdims=True) / largest).clip(min=2.0**-14).astype(wide.dtype)
-        steps = wide.astype(np.float32) / scales.astype(np.float32)
-        codes = (steps.round().clip(-127, 127) if kind == "int8" else steps.clip(-448, 448)).astype(dtype.numpy())
-        inputs = [constant(f"{weight.name}/{kind}", codes), constant(f"{weight.name}/scale", scales.reshape(-1))]
-        read = ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{weight.name}/DequantizeLinear")
-        graph.insert_before(node, read)
-        node.replace_input_with(0, shared[x].outputs[0])
-        node.replace_input_with(1, read.outputs[0])
-    for value in [v for v in graph.initializers.values() if not v.uses()]:
-        graph.initializers.pop(str(value.name))
+    targets = {str(node.metadata_props[BLOCK]): str(node.inputs[0].name) for node in _targets(model) if node.inputs[0]}
+    wide = {v.dtype for v in model.graph.initializers.values()}
+    base = Fp16() if ir.DataType.FLOAT16 in wide else Fp32()
+    precision = Int8(base=base, calibrator="max") if kind == "int8" else Fp8(base=base, calibrator="max")
+    rows = {block: RangeRow(*[ranges[name]] * len(fields(RangeRow))) for block, name in targets.items()}
+    insert_qdq(model, list(targets), precision, Ranges(CalibrationKey("", "", "", "", "", 0), rows))
     ir.save(model, target)
 
 
@@ -66,7 +45,7 @@ def _targets(model: ir.Model) -> list[ir.Node]:
 
 
 def largest_inputs(source: Path, images: np.ndarray, scratch: Path) -> dict[str, float]:
-    """Largest magnitude over the calibration images of everything :func:`insert_qdq` quantises."""
+    """Largest magnitude over the calibration images of everything :func:`quantise` quantises."""
     model = ir.load(source)
     names = list(dict.fromkeys(str(node.inputs[0].name) for node in _targets(model) if node.inputs[0] is not None))
     values = {value.name: value for node in model.graph for value in node.outputs}

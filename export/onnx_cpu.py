@@ -44,8 +44,9 @@ class OnnxCpuSession:
         model = ir.load(path)
         self.emulated = _uses(model, ir.DataType.BFLOAT16)
         if _uses(model, ir.DataType.FLOAT8E4M3FN):
-            # ONNX Runtime moves Q/DQ pairs across transposes, which it has for 8-bit integers but not for float8.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            # Beyond this ONNX Runtime moves Q/DQ pairs across transposes, which it has for 8-bit integers but not for
+            # float8, and refuses the graph it has made.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         with tempfile.TemporaryDirectory() as scratch:
             source = path
             if self.emulated:

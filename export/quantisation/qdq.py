@@ -90,11 +90,9 @@ class _Rewriter:
         values = torch.from_numpy(weight.const_value.numpy().astype(np.float32))
         scales = weight_scales(values, axis, self.precision)
         steps = quantised_weights(values, axis, scales, self.precision)
-        # One-dimensional zero points are needed to say the axis of per-channel scales in every reader.
         inputs = [
             self._initializer(f"{node.name}/weight", _to_numpy(steps)),
             self._initializer(f"{node.name}/weight_scale", _to_numpy(scales)),
-            self._initializer(f"{node.name}/weight_zero", np.zeros(len(scales), _NUMPY[self.precision.dtype])),
         ]
         back = self._node("DequantizeLinear", inputs, f"{node.name}/weight_dequantise", node, axis)
         back.shape, back.type = weight.shape, weight.type
