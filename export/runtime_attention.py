@@ -64,7 +64,9 @@ def _replace(graph: ir.Graph, call: ir.Node) -> None:
     attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": 1.0}
     attention = ir.node("Attention", [*parts, bias], attributes, name=call.name)
     result = ir.node("Reshape", [attention.outputs[0], in_rows], name=f"{call.name}/rows")
-    graph.insert_before(call, [*nodes, attention, result])
+    for node in (added := [*nodes, attention, result]):
+        node.metadata_props.update(call.metadata_props)
+    graph.insert_before(call, added)
     ir.convenience.replace_all_uses_with(call.outputs[0], result.outputs[0])
     graph.remove([call, projection], safe=True)
 

@@ -25,6 +25,7 @@ __all__ = ["Histogram", "choose_range", "on_grid"]
 
 _LEVELS = 128  # of |x| in int8
 _BINS = 64 * _LEVELS
+_SMALLEST_END = 2.0**-120  # 1 over it is a float32
 _PERCENTILE = 99.999
 _MSE_CANDIDATES = 128
 
@@ -49,18 +50,18 @@ class Histogram:
             magnitudes, largest = finite, float(finite.max()) if finite.numel() else 0.0
         self._cover(largest)
         if self.end:
-            self.counts += torch.histc(magnitudes, _BINS, 0, self.end).double()
+            self.counts += torch.histc(magnitudes * (1 / self.end), _BINS, 0, 1).double()
         self.largest = max(self.largest, largest)
         self.values += magnitudes.numel()
 
     @property
     def centres(self) -> torch.Tensor:
-        """The middle of every bin: (bins,)."""
-        return (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (self.end / _BINS)
+        """The middle of every bin as a share of the end: (bins,)."""
+        return (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS
 
     def _cover(self, largest: float) -> None:
         if self.end == 0.0 and largest > 0.0:
-            self.end = 2.0 ** math.ceil(math.log2(largest))
+            self.end = max(2.0 ** math.ceil(math.log2(largest)), _SMALLEST_END)
             self.counts[0] = self.values  # zeros, all of them
         while self.end < largest:
             self.counts = torch.cat([self.counts.reshape(-1, 2).sum(1), torch.zeros(_BINS // 2, dtype=torch.float64)])
@@ -99,13 +100,13 @@ def _percentile(seen: Histogram) -> float:
 
 
 def _least_squares(seen: Histogram, precision: type[Quantised]) -> float:
-    candidates = torch.linspace(1 / _MSE_CANDIDATES, 1, _MSE_CANDIDATES, dtype=torch.float64) * seen.largest
-    centres = seen.centres
+    largest, centres = seen.largest / seen.end, seen.centres
+    candidates = torch.linspace(1 / _MSE_CANDIDATES, 1, _MSE_CANDIDATES, dtype=torch.float64) * largest
     errors = [
         float((seen.counts * (centres - on_grid(centres, a / precision.largest, precision)).square()).sum())
         for a in candidates.tolist()
     ]
-    return float(candidates[int(torch.tensor(errors).argmin())])
+    return float(candidates[int(torch.tensor(errors, dtype=torch.float64).argmin())]) * seen.end
 
 
 def _entropy(seen: Histogram) -> float:

@@ -7,6 +7,7 @@ the ratios of such times are used, to decide what to quantise first; what an eng
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -76,7 +77,7 @@ def read_costs(path: Path, units: list[str]) -> dict[str, UnitCost]:
     """Measured costs: a CSV with the columns ``unit``, ``us_16`` and ``us_8``, microseconds per image.
 
     Raises:
-        FasterViTError: unreadable, or units of the model are missing.
+        FasterViTError: unreadable, units of the model are missing, or times that cannot be.
     """
     try:
         with path.open(newline="") as stream:
@@ -93,6 +94,9 @@ def read_costs(path: Path, units: list[str]) -> dict[str, UnitCost]:
         ) from error
     if missing := [unit for unit in units if unit not in rows]:
         raise FasterViTError(f"'{path}' has no time of {missing[0]} ({len(missing) - 1} more missing)")
+    for unit in units:
+        if not all(0 < micros < math.inf for micros in (rows[unit].us_16, rows[unit].us_8)):
+            raise FasterViTError(f"'{path}' gives {unit} a time that must be a number above 0, in microseconds")
     return {unit: rows[unit] for unit in units}
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import singledispatch
 
 import onnx_ir as ir
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.precision import Float, Precision, Quantised
+from fastervit_trt.export.precision import Float, Fp32, Int8Cpu, Precision, Quantised
+from fastervit_trt.export.quantisation.calibration import OUTPUT_OF
+from fastervit_trt.export.quantisation.cpu_form import to_cpu_form
 from fastervit_trt.export.quantisation.operands import left_out, operands
 from fastervit_trt.export.quantisation.qdq import QuantisationReport, insert_qdq
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.quantisation.simulation import chosen_operands, simulated
+from fastervit_trt.export.quantisation.simulation import chosen_operands, simulated, simulated_on_cpu
 
 __all__ = ["PrecisionPlan", "plan_precision"]
 
@@ -50,6 +52,31 @@ def plan_precision(precision: Precision, deployed: nn.Module, ranges: Ranges | N
 @plan_precision.register
 def _float(precision: Float, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
     return PrecisionPlan(precision, lambda model: nullcontext(), lambda graph: None, None)
+
+
+@plan_precision.register
+def _int8_cpu(precision: Int8Cpu, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
+    if precision.attention or precision.residual or not isinstance(precision.base, Fp32):
+        raise FasterViTError("int8 for ONNX Runtime's CPU keeps attention, residual sums and all else in fp32")
+    plan = _quantised(precision, deployed, ranges)
+    assert ranges is not None and plan.report is not None
+    found: Ranges = ranges
+    outputs = {
+        operand.block: found.of(OUTPUT_OF.format(operand.block), precision)
+        for operand in chosen_operands(deployed, precision)
+        if operand.kind == "convolution"
+    }
+
+    def rewrite(graph: ir.Model) -> None:
+        plan.rewrite(graph)
+        to_cpu_form(graph, outputs)
+
+    return replace(
+        plan,
+        simulation=lambda model: simulated_on_cpu(model, precision, found),
+        rewrite=rewrite,
+        report=replace(plan.report, form="ONNX Runtime's CPU provider"),
+    )
 
 
 @plan_precision.register

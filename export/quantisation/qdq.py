@@ -41,6 +41,7 @@ class QuantisationReport:
     calibration: dict[str, object]  # what the ranges come from
     attention: bool = False
     residual: bool = False
+    form: str | None = None  # the one runtime it is made for; None: any that knows Q/DQ
 
     def __str__(self) -> str:
         extras = [name for name, chosen in (("attention", self.attention), ("residual sums", self.residual)) if chosen]
@@ -48,7 +49,7 @@ class QuantisationReport:
         return (
             f"{self.type}: {', '.join([f'{len(self.blocks)} layers', *extras])}, ranges by {self.calibrator} from "
             f"{self.calibration['images']} images; in {self.base}: {kept}, LayerNorm, softmax"
-            f"{'' if self.residual else ', residual sums'}"
+            f"{'' if self.residual else ', residual sums'}{f'; for {self.form} alone' if self.form else ''}"
         )
 
 

@@ -127,7 +127,8 @@ class SensitivityCache:
                 stream.write(json.dumps(asdict(evaluation)) + "\n")
 
     def _read(self, path: Path, key: str) -> None:
-        first, *lines = path.read_text().splitlines() or [""]
+        content = path.read_text()
+        first, *lines = content.splitlines() or [""]
         try:
             if json.loads(first)["key"] != key:
                 raise FasterViTError(
@@ -135,7 +136,8 @@ class SensitivityCache:
                 )
             if lines and not _is_json(lines[-1]):  # the run ended while it was written
                 lines.pop()
-                path.write_text("\n".join([first, *lines]) + "\n")
+            if (whole := "\n".join([first, *lines]) + "\n") != content:
+                path.write_text(whole)
             for line in lines:
                 row = json.loads(line)
                 evaluation = Evaluation(**{**row, "units": tuple(row["units"])})

@@ -19,12 +19,14 @@ from fastervit_trt.export.packed import PackedWindowAttention
 from fastervit_trt.export.precision import Quantised
 from fastervit_trt.export.quantisation.calibration import OUTPUT_OF
 from fastervit_trt.export.quantisation.calibrators import on_grid
+from fastervit_trt.export.quantisation.cpu_form import grid_after_gelu
 from fastervit_trt.export.quantisation.operands import Operand, operands, window_attentions
 from fastervit_trt.export.quantisation.ranges import Ranges
 from fastervit_trt.export.quantisation.scales import activation_scale, quantised_weights, weight_scales
 
-__all__ = ["chosen_operands", "simulated", "stream_of"]
+__all__ = ["chosen_operands", "simulated", "simulated_on_cpu", "stream_of"]
 
+_AFTER_GELU = (".conv2", ".fc2")  # layers that read what Gelu yields
 # The last layer of a residual branch → where the stream it is added to is seen.
 _STREAM_OF = {"conv2": "conv1", "attn.proj": "norm1", "mlp.fc2": "norm2", "hat_mlp.fc2": "hat_norm2"}
 
@@ -63,6 +65,15 @@ def _round_input(stack: ExitStack, module: nn.Module, largest: float, precision:
     stack.callback(module.register_forward_pre_hook(hook).remove)
 
 
+def _round_input_after_gelu(stack: ExitStack, module: nn.Module, largest: float) -> None:
+    step, zero = grid_after_gelu(largest)
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (((inputs[0] / step).round() + zero).clamp(0, 255).sub(zero).mul(step), *inputs[1:])
+
+    stack.callback(module.register_forward_pre_hook(hook).remove)
+
+
 def _round_weight(stack: ExitStack, module: nn.Conv2d | nn.Linear, precision: Quantised) -> None:
     weight = module.weight
     scales = weight_scales(weight, 0, precision)
@@ -81,6 +92,23 @@ def _round_residuals(
             continue
         _round_stream(stack, modules[stream], ranges.of(stream, precision), precision)
         _round_output(stack, operand.module, ranges.of(OUTPUT_OF.format(operand.block), precision), precision)
+
+
+@contextmanager
+def simulated_on_cpu(model: nn.Module, precision: Quantised, ranges: Ranges) -> Iterator[None]:
+    """Within, ``model`` (a deploy form) computes as the form of its graph for ONNX Runtime's CPU provider does."""
+    with ExitStack() as stack:
+        for operand in chosen_operands(model, precision):
+            largest = ranges.of(operand.block, precision)
+            if operand.block.endswith(_AFTER_GELU):
+                _round_input_after_gelu(stack, operand.module, float(activation_scale(largest, precision)) * 127)
+            else:
+                _round_input(stack, operand.module, largest, precision)
+            _round_weight(stack, operand.module, precision)
+            if operand.kind == "convolution":
+                output = ranges.of(OUTPUT_OF.format(operand.block), precision)
+                _round_output(stack, operand.module, output, precision)
+        yield
 
 
 def stream_of(block: str) -> str | None:

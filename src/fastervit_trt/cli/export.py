@@ -18,7 +18,16 @@ from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.fusion import FusionReport
-from fastervit_trt.export.precision import Precision, Quantised, get_calibrator, get_float, get_precision
+from fastervit_trt.export.precision import (
+    Float,
+    Int8,
+    Int8Cpu,
+    Precision,
+    Quantised,
+    get_calibrator,
+    get_float,
+    get_precision,
+)
 from fastervit_trt.export.quantisation.qdq import QuantisationReport
 from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
@@ -78,7 +87,7 @@ def export_command(
         Path | None, typer.Option(help="File of ranges: used where it exists, else made from the images.")
     ] = None,
     calibrator: Annotated[
-        str | None, typer.Option(help="max, percentile, entropy or mse; mse for int8 and max for fp8 by default.")
+        str | None, typer.Option(help="max, percentile, entropy or mse; percentile for int8, max for fp8 by default.")
     ] = None,
     base_precision: Annotated[
         str, typer.Option(help="Type of what is not in 8 bits: fp16, or fp32 for runtimes without fp16.")
@@ -102,6 +111,9 @@ def export_command(
     block_times: Annotated[
         Path | None, typer.Option(help="CSV of measured times (unit, us_16, us_8); a roofline of the GPU otherwise.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="gpu, or cpu: int8 in the form ONNX Runtime's CPU provider runs fastest.")
+    ] = "gpu",
     compute_capability: Annotated[
         str, typer.Option(help="TensorRT-RTX engines to build, comma-separated (8.6,8.9,12.0), or none.")
     ] = "8.9",
@@ -127,10 +139,14 @@ def export_command(
     typed = _precision(
         mixed_with if mixed else precision, calibrator, base_precision, quantise_attention, quantise_residuals
     )
+    if target not in ("gpu", "cpu"):
+        raise FasterViTError(f"target '{target}' is neither gpu nor cpu")
+    if target == "cpu":
+        typed = _for_cpu(typed)
     if mixed != (accuracy_budget is not None):
         raise FasterViTError("--precision mixed and --accuracy-budget P belong together")
     output = output or Path(f"{model}-{precision}")
-    targets = _targets(compute_capability)
+    targets = () if isinstance(typed, Int8Cpu) else _targets(compute_capability)
     request = ExportRequest(
         model=spec,
         weights=_weights(model, checkpoint, pretrained, random_init),
@@ -196,6 +212,14 @@ def _precision(name: str, calibrator: str | None, base: str, attention: bool, re
         raise FasterViTError(f"8 bits go with fp16 or fp32, not with '{base}'")
     options: dict[str, Any] = {"base": get_float(base), "attention": attention, "residual": residual}
     return replace(precision, **options, calibrator=get_calibrator(calibrator or precision.calibrator))
+
+
+def _for_cpu(precision: Precision) -> Precision:
+    if isinstance(precision, Float):
+        return precision
+    if not isinstance(precision, Int8):
+        raise FasterViTError(f"CPUs have no {precision.name}; use --precision int8 with --target cpu")
+    return Int8Cpu(calibrator=precision.calibrator, attention=precision.attention, residual=precision.residual)
 
 
 def _mixed(

@@ -1,1 +1,0 @@
-from fastervit_trt.models.datasets import *  # noqa
