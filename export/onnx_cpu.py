@@ -19,6 +19,9 @@ from fastervit_trt.export.onnx_graph import save_onnx
 
 __all__ = ["OnnxCpuSession", "widened_bfloat16"]
 
+# It rounds biases to int32 where a graph does not, in steps that it computes in the graph's type: in float16 these are
+# off, or reach no further than 65504.
+_DISABLED = ["WeightBiasQuantization"]
 # Moving a rounded value rounds nothing.
 _MOVES_ONLY = frozenset(
     "Reshape Transpose Slice Squeeze Unsqueeze Concat Gather GatherND Split Identity Flatten Pad Expand Relu".split()
@@ -47,12 +50,16 @@ class OnnxCpuSession:
             # Beyond this ONNX Runtime moves Q/DQ pairs across transposes, which it has for 8-bit integers but not for
             # float8, and refuses the graph it has made.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            # Of two pairs in a row, as residual sums have them, it makes one, with scales that are off by far.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         with tempfile.TemporaryDirectory() as scratch:
             source = path
             if self.emulated:
                 (source, *_) = save_onnx(widened_bfloat16(model), Path(scratch))
             try:
-                self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+                self._session = onnxruntime.InferenceSession(
+                    source, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+                )
             except Exception as error:  # ONNX Runtime's exceptions share no public base class
                 reason = " ".join(str(error).split())[:300]
                 raise FasterViTError(f"ONNX Runtime {onnxruntime.__version__} refuses '{path}': {reason}") from error

@@ -32,6 +32,10 @@ class RoundedArithmetic(TorchDispatchMode):
         if func.namespace == DOMAIN:  # a fused operator rounds where its definition does
             with self:
                 return getattr(reference, func._opname)(*args, **(kwargs or {}))
+        if (
+            func.overloadpacket is torch.ops.aten.copy_
+        ):  # rounds to the type it writes, and must reach the tensor itself
+            return func(*args, **(kwargs or {}))
         narrow = False
 
         def widen(tensor: torch.Tensor) -> torch.Tensor:

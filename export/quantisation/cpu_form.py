@@ -145,8 +145,8 @@ class _Rewriter:
     def _quantise(self, node: ir.Node, layer: _Layer, data: ir.Value) -> tuple[tuple[ir.Value, ...], float]:
         """``data`` in unsigned 8-bit integers with its scale and zero point, and the scale as a number."""
         step, middle = layer.scale, _MIDDLE
-        producer = data.producer()
-        if self.whole_byte_after_gelu and producer is not None and producer.op_type == "Gelu":
+        producers = (data.producer(), layer.data.producer())  # ``data`` may be a transpose of it
+        if self.whole_byte_after_gelu and any(p is not None and p.op_type == "Gelu" for p in producers):
             step, middle = grid_after_gelu(127 * layer.scale)
         scale = self._constant(f"{layer.name}/input_scale", np.float32(step))
         zero = self._constant(f"{layer.name}/input_zero", np.uint8(middle))

@@ -114,8 +114,17 @@ class _Rewriter:
         assert stream is not None
         self.quantise_input(total, 1 - index, branch_range)
         users = list(stream.uses())
-        first = min((node for node, _ in users), key=list(self.graph).index)
-        rounded = self._pair(stream, stream_range, f"{total.name}/stream", before=first)
+        # The layer that reads the stream itself may have rounded it to this very grid: twice says no more than once.
+        pair = next(
+            (node for node, _ in users if _quantises(node, activation_scale(stream_range, self.precision))), None
+        )
+        if pair is None:
+            first = min((node for node, _ in users), key=list(self.graph).index)
+            rounded = self._pair(stream, stream_range, f"{total.name}/stream", before=first)
+        else:
+            users = [(node, position) for node, position in users if node is not pair]
+            ((dequantise, _),) = pair.outputs[0].uses()
+            rounded = dequantise.outputs[0]
         for node, position in users:
             node.replace_input_with(position, rounded)
 
@@ -162,6 +171,13 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype is torch.float8_e4m3fn:
         return tensor.view(torch.int8).numpy().view(ml_dtypes.float8_e4m3fn)
     return tensor.numpy()
+
+
+def _quantises(node: ir.Node, scale: torch.Tensor) -> bool:
+    """Whether ``node`` rounds to the grid of ``scale``."""
+    if node.op_type != "QuantizeLinear" or (value := node.inputs[1]) is None or value.const_value is None:
+        return False
+    return float(value.const_value.numpy()) == float(scale)
 
 
 def _weight_axis(node: ir.Node) -> int | None:
