@@ -13,8 +13,9 @@ help:  ## this list
 run: $(READY)  ## export, build and measure the shipped models, then export FasterViT-0
 	$(BIN)/python -m fastervit_trt.cli.demo
 
+# Tests run several thread pools side by side: a thread of OpenMP that waits must not keep a core from the others.
 test: lint types  ## lint, types and every test that this machine can run
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

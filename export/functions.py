@@ -53,6 +53,7 @@ _CONSTANT_NAMES = {
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 _Use = tuple[int, int]  # node of a body, input of the node
+_TRACED: dict[Any, bytes] = {}  # operator, opset and signature → the model that is its body
 
 
 def exporter_translations() -> dict[Any, Callable[..., Any]]:
@@ -82,7 +83,7 @@ def add_functions(model: ir.Model, trace: Trace) -> None:
         bodies: dict[Any, ir.Graph] = {}
         for call in calls:
             if _signature(operator, call) not in bodies:
-                bodies[_signature(operator, call)] = _body(operator, call, trace)
+                bodies[_signature(operator, call)] = _body(operator, call, model.opset_imports[""], trace)
         if not bodies:
             continue
         varying = _varying_constants(operator, list(bodies.values()))
@@ -152,14 +153,22 @@ def _signature(operator: Operator, call: ir.Node) -> Any:
     return inputs, tuple(call.attributes[name].value for name in operator.attributes)
 
 
-def _body(operator: Operator, call: ir.Node, trace: Trace) -> ir.Graph:
+def _body(operator: Operator, call: ir.Node, opset: int, trace: Trace) -> ir.Graph:
+    """A copy of the body; traced once for all the exports of a process, which takes longer than the model itself."""
+    key = (operator, opset, _signature(operator, call))
+    if key not in _TRACED:
+        _TRACED[key] = ir.to_proto(_traced(operator, call, trace)).SerializeToString()
+    return ir.from_proto(onnx.load_from_string(_TRACED[key])).graph
+
+
+def _traced(operator: Operator, call: ir.Node, trace: Trace) -> ir.Model:
     attributes = _scalars(operator, call)
     examples = [torch.zeros(_example_shape(v), dtype=_torch_dtype(v)) for v in call.inputs]
 
     def definition(*tensors: torch.Tensor) -> torch.Tensor:
         return operator.call(tensors, attributes)
 
-    return trace(definition, examples, [name in operator.batched for name in operator.inputs]).graph
+    return trace(definition, examples, [name in operator.batched for name in operator.inputs])
 
 
 def shape_at(value: ir.Value, batch: int) -> tuple[int, ...]:
