@@ -197,6 +197,8 @@ def _row(
         speed_is_meaningful=not emulated,
         on_front=None,
         dominated_by=None,
+        slower_because="",
+        engines_against_8_bits="",
         note="; ".join(text for text in (note, _speed_note(manifest.precision, emulated)) if text),
         file_bytes=sum(entry["bytes"] for name, entry in manifest.files.items() if name.startswith(_ONNX)),
         onnx_sha256=manifest.files[_ONNX]["sha256"],

@@ -12,7 +12,7 @@ from fastervit_trt.benchmarks.rows import BenchmarkRow
 
 __all__ = ["draw_pareto", "mark_front"]
 
-_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "D", "int8": "^", "fp8": "v"}
+_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "D", "int8": "^", "int8-cpu": "P", "fp8": "v", "mixed": "X"}
 _COLOURS = ("#3b7dd8", "#d9703a", "#2f9e6e", "#a65fc4", "#c9a227", "#c4485f", "#5f8b95")
 
 
@@ -98,10 +98,9 @@ def _draw_point(axes: Any, row: BenchmarkRow, colour: str) -> None:
         alpha=1.0 if row.on_front else 0.65,
         zorder=3,
     )
-    name = row.label if row.on_front else f"{row.label} (dominated)"
     above = row.precision == "fp32"
     axes.annotate(
-        name,
+        row.label,
         (x, y),
         xytext=(0, 11 if above else -11),
         textcoords="offset points",

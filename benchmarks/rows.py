@@ -45,6 +45,8 @@ class BenchmarkRow:
     speed_is_meaningful: bool  # False where the backend emulates the precision
     on_front: bool | None  # None where accuracy is unknown or speed means nothing
     dominated_by: str | None
+    slower_because: str  # where 8 bits are not faster than the same model in 16 or 32: why
+    engines_against_8_bits: str  # what stands against 8 bits in the engines of the export, which were built, not run
     note: str
     file_bytes: int
     onnx_sha256: str

@@ -10,6 +10,7 @@ from fastervit_trt.benchmarks.measure import measure, open_subject
 from fastervit_trt.benchmarks.pareto import mark_front
 from fastervit_trt.benchmarks.report import write_report
 from fastervit_trt.benchmarks.rows import ROWS_NAME, BenchmarkRow, write_rows
+from fastervit_trt.benchmarks.slower import explain_slow_rows
 from fastervit_trt.console import step
 from fastervit_trt.models.datasets import open_dataset
 
@@ -36,6 +37,8 @@ def bench_exports(
         with step(f"checking and loading {len(folders)} exports"):
             subjects = [open_subject(path, threads) for path in dict.fromkeys(folders)]
         rows = mark_front(measure(subjects, dataset, batch, seconds, threads))
+        with step("looking for reasons where 8 bits are not faster"):
+            rows = explain_slow_rows(rows, [subject.folder for subject in subjects])
         write_rows(rows, folder)
         with step("drawing the report"):
             write_report(rows, folder)

@@ -31,11 +31,14 @@ _MOVES_ONLY = frozenset(
 class OnnxCpuSession:
     """``session(images)``: float32 (B, 3, H, W) → the float32 outputs in order, on ONNX Runtime's CPU provider.
 
+    Args:
+        optimised: file to write the graph to that ONNX Runtime makes of it.
+
     Raises:
         FasterViTError: ONNX Runtime is not installed or refuses the graph.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, optimised: Path | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -44,14 +47,14 @@ class OnnxCpuSession:
         options.log_severity_level = 3  # its warnings about constant folding concern nobody here
         if threads is not None:
             options.intra_op_num_threads = threads
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         model = ir.load(path)
         self.emulated = _uses(model, ir.DataType.BFLOAT16)
         if _uses(model, ir.DataType.FLOAT8E4M3FN):
             # Beyond this ONNX Runtime moves Q/DQ pairs across transposes, which it has for 8-bit integers but not for
             # float8, and refuses the graph it has made.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            # Of two pairs in a row, as residual sums have them, it makes one, with scales that are off by far.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
         with tempfile.TemporaryDirectory() as scratch:
             source = path
             if self.emulated:

@@ -147,6 +147,8 @@ class Int8Cpu(Int8):
 
     base: Float = Fp32()
 
+    name = "int8-cpu"
+
 
 @dataclass(frozen=True)
 class Fp8(Quantised):

@@ -65,7 +65,8 @@ def search_assignment(
     """
     costs = _costs(request, model, config)
     key = {"ranges": asdict(ranges.key), "data": data.name, "images": len(data)}
-    key |= {"type": precision.name, "calibrator": precision.calibrator, "attention": precision.attention}
+    key |= {"type": precision.name, "base": precision.base.name}
+    key |= {"calibrator": precision.calibrator, "attention": precision.attention}
     cache = SensitivityCache(request.record, hashlib.sha256(json.dumps(key).encode()).hexdigest())
 
     def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:

@@ -43,6 +43,9 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
             "yes" if row.on_front else "not compared" if row.on_front is None else "dominated",
         )
     console.print(table)
+    for row in rows:
+        if row.slower_because:
+            say(f"{row.label}: {row.slower_because}")
 
 
 @app.command()

@@ -145,7 +145,9 @@ def export_command(
         typed = _for_cpu(typed)
     if mixed != (accuracy_budget is not None):
         raise FasterViTError("--precision mixed and --accuracy-budget P belong together")
-    output = output or Path(f"{model}-{precision}")
+    if mixed and target == "cpu":
+        raise FasterViTError("a mixture weighs times on a GPU; use --precision int8 with --target cpu")
+    output = output or Path(f"{model}-{precision if mixed else typed.name}")
     targets = () if isinstance(typed, Int8Cpu) else _targets(compute_capability)
     request = ExportRequest(
         model=spec,
