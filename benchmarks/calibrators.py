@@ -37,6 +37,7 @@ __all__ = ["CalibratorRow", "main"]
 app = command_app()
 
 _CALIBRATION, _BATCH = 512, 32  # images
+_COMPARED: int | None = None  # of the rest; None: all
 _TYPES: dict[str, Quantised] = {"int8": Int8(base=Fp32()), "int8, CPU form": Int8Cpu(), "fp8": Fp8(base=Fp32())}
 
 
@@ -60,7 +61,8 @@ def compare_calibrators(name: str) -> list[CalibratorRow]:
     pictures, labels = load_digits_split("train")
     how = get_variant(name).preprocessing
     images = np.stack([preprocess_image(picture, how, model.config.resolution) for picture in pictures])
-    seen, rest, labels = images[:_CALIBRATION], images[_CALIBRATION:], labels[_CALIBRATION:]
+    seen, rest = images[:_CALIBRATION], images[_CALIBRATION:][:_COMPARED]
+    labels = labels[_CALIBRATION:][:_COMPARED]
     ranges = calibrate(deployed, _batches(seen), CalibrationKey("", "", "", "", "", len(seen)))
     reference = _logits(deployed, rest, None)
     right = reference.argmax(1) == labels

@@ -30,7 +30,7 @@ from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import PRECISIONS, Fp8, Fp32, Int8, Precision
+from fastervit_trt.export.precision import PRECISIONS, Fp8, Fp32, Int8, Int8Cpu, Precision
 from fastervit_trt.host import cpu_name, usable_cpus, versions
 from fastervit_trt.mixing import MixedRequest
 from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
@@ -42,7 +42,7 @@ __all__ = ["PrecisionRow", "main"]
 app = command_app()
 
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-_BATCH = 8
+_BATCH, _CALIBRATION_IMAGES = 8, 512
 _BUDGET = 0.0  # points that the mixed rows may lose
 
 
@@ -99,6 +99,7 @@ def _settings() -> dict[str, tuple[Precision, float | None]]:
         "int8, attention too": (replace(Int8(), attention=True), None),
         "fp8, attention too": (replace(Fp8(), attention=True), None),
         "int8, base fp32": (replace(Int8(), base=Fp32()), None),
+        "int8, CPU form": (Int8Cpu(), None),
     }
 
 
@@ -124,7 +125,7 @@ def _export(
 ) -> _Export:
     console.rule(f"{name} {setting}")
     targets, lacking = [], []
-    for capability in _CAPABILITIES:
+    for capability in () if isinstance(precision, Int8Cpu) else _CAPABILITIES:  # no other runtime reads that form
         target = RtxTarget.parse(capability)
         try:
             target.check_precision(precision)
@@ -139,7 +140,7 @@ def _export(
         batch=BatchRange(1, _BATCH, 32),
         targets=tuple(targets),
         output=folder,
-        calibration=CalibrationRequest("digits", cache=cache),
+        calibration=CalibrationRequest("digits", _CALIBRATION_IMAGES, cache),
         validation="digits",
         mixed=None if budget is None else MixedRequest(budget),
     )
@@ -223,7 +224,7 @@ def _table(rows: Sequence[PrecisionRow]) -> Table:
             f"{r.onnx_bytes / 1e6:.2f}",
             f"{r.ort_cpu_img_per_s:.0f}" + ("" if r.speed_is_meaningful else " (emulated)"),
             r.rtx_built,
-            f"{r.rtx_attentions_fused}/{r.rtx_attentions}",
+            "" if r.rtx_attentions_fused is None else f"{r.rtx_attentions_fused}/{r.rtx_attentions}",
         )
     return table
 
