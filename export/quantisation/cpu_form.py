@@ -87,7 +87,7 @@ def to_cpu_form(model: ir.Model, output_amax: Mapping[str, float], *, whole_byte
     model.opset_imports[_MICROSOFT] = 1
     attentions = rewriter.attentions + use_runtime_attention(model)  # the latter behind layers that stayed in float32
     ir.passes.common.RemoveUnusedNodesPass()(model)
-    left = sum(node.op_type in ("Conv", "Gemm") for node in model.graph)
+    left = len({node.metadata_props[BLOCK] for node in model.graph if node.op_type in ("Conv", "Gemm")})
     return CpuForm(products, convolutions, attentions, left)
 
 

@@ -78,6 +78,7 @@ def insert_qdq(model: ir.Model, blocks: Collection[str], precision: Quantised, r
             block = call.metadata_props[BLOCK]
             if f"{block}.qkv" in products and f"{block}.qkv" in blocks:
                 rewriter.quantise_attention(call, *(ranges.of(f"{block}:{part}", precision) for part in "qkv"))
+        ir.passes.common.RemoveUnusedFunctionsPass()(model)
 
 
 class _Rewriter:

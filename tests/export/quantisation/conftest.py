@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
+from fastervit_trt.export import pipeline
+from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.onnx_graph import _name_nodes, onnx_from_torch
+from fastervit_trt.export.pipeline import ExportedGraph, export_graph
+from fastervit_trt.export.precision import Precision, TypedModel
 from fastervit_trt.export.quantisation.calibration import calibrate
 from fastervit_trt.export.quantisation.ranges import CalibrationKey, Ranges
 from fastervit_trt.export.quantisation.sensitivity import Labelled
@@ -18,15 +28,22 @@ from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
 
 NAME = "faster_vit_digits_s"
+Rewrite = Callable[[ir.Model], None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
     """Tensors are small: threads would wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with _one_thread():
+        yield
 
 
 @pytest.fixture(scope="package")
@@ -39,10 +56,61 @@ def digits_s() -> nn.Module:
 def digits_ranges(digits_s: nn.Module) -> Ranges:
     """Its ranges on 64 training images."""
     how, key = get_variant(NAME).preprocessing, CalibrationKey("", "", "", "", "", 64)
-    return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, (224, 224)), key)
+    with _one_thread():  # a fixture of the package is made before those of the module
+        return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, (224, 224)), key)
 
 
 @pytest.fixture(scope="package")
 def held_out() -> list[Labelled]:
     """64 held-out digits with labels, in two batches."""
     return list(islice(open_dataset("digits").batches(32, get_variant(NAME).preprocessing, (224, 224)), 2))
+
+
+class QuantisedExports:
+    """Exports of the smallest digits model for batches 1:4:8, each made and verified when it is first asked for.
+
+    Tracing takes nearly all of the time and depends on the base type alone: it is done once for each.
+    """
+
+    def __init__(self, ranges: Ranges, root: Path) -> None:
+        self.ranges, self.root = ranges, root
+        self.traced: dict[str, ir.Model] = {}
+        self._numbers = count()
+        self._made = cache(self.make)
+
+    def __call__(self, precision: Precision) -> ExportedGraph:
+        return self._made(precision)
+
+    def make(self, precision: Precision, ranges: Ranges | None = None) -> ExportedGraph:
+        """A new export, with other ranges if given."""
+        folder = self.root / str(next(self._numbers))
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "onnx_from_torch", self._from_torch)
+            return export_graph(
+                lambda: build_model(ModelSpec(NAME), pretrained_source(NAME))[0],
+                precision,
+                BatchRange(1, 4, 8),
+                folder,
+                decide=lambda deployed, precision: (precision, ranges or self.ranges),
+            )
+
+    def _from_torch(self, model: TypedModel, *where: Any, rewrite: Rewrite, **options: Any) -> ir.Model:
+        name = model.precision.name
+        if name in self.traced:
+            graph = self.traced[name].clone()
+            rewrite(graph)
+            _name_nodes(graph)
+            return graph
+
+        def kept_and_rewritten(graph: ir.Model) -> None:
+            self.traced[name] = graph.clone()
+            rewrite(graph)
+
+        return onnx_from_torch(model, *where, rewrite=kept_and_rewritten, **options)
+
+
+@pytest.fixture(scope="package")
+def quantised_exports(digits_ranges: Ranges, tmp_path_factory: pytest.TempPathFactory) -> QuantisedExports:
+    """``quantised_exports(Int8(attention=True))``: the verified export in a precision."""
+    return QuantisedExports(digits_ranges, tmp_path_factory.mktemp("quantised"))
