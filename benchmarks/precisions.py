@@ -24,12 +24,13 @@ from rich.table import Table
 from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.calibrating import CalibrationRequest
-from fastervit_trt.console import command_app, console, run_command, say
+from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.engines.plan import Kind, plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
+from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.precision import PRECISIONS, Fp8, Fp32, Int8, Int8Cpu, Precision
 from fastervit_trt.host import cpu_name, usable_cpus, versions
 from fastervit_trt.mixing import MixedRequest
@@ -41,7 +42,8 @@ __all__ = ["PrecisionRow", "main"]
 
 app = command_app()
 
-_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+_CAPABILITY = "8.9"  # of the engine whose plan is looked at
+_OTHERS = ("7.5", "8.0", "8.6", "12.0", "12.1")
 _BATCH, _CALIBRATION_IMAGES = 8, 512
 _BUDGET = 0.0  # points that the mixed rows may lose
 
@@ -69,6 +71,7 @@ class PrecisionRow:
     speed_is_meaningful: bool
     rtx_built: str  # capabilities
     rtx_lacking: str  # capabilities that have not the type
+    rtx_refused: str  # capabilities that TensorRT-RTX fails to build it for
     rtx_launches: int | None  # at 8.9
     rtx_attentions_fused: int | None
     rtx_attentions: int
@@ -87,7 +90,7 @@ class _Export:
     manifest: Manifest
     folder: Path
     session: OnnxCpuSession
-    lacking: tuple[str, ...]
+    engines: dict[str, str]  # capability → "built", "lacking" or "refused"
 
 
 def _settings() -> dict[str, tuple[Precision, float | None]]:
@@ -124,28 +127,38 @@ def _export(
     name: str, setting: str, precision: Precision, budget: float | None, cache: Path, scratch: Path, threads: int
 ) -> _Export:
     console.rule(f"{name} {setting}")
-    targets, lacking = [], []
-    for capability in () if isinstance(precision, Int8Cpu) else _CAPABILITIES:  # no other runtime reads that form
-        target = RtxTarget.parse(capability)
-        try:
-            target.check_precision(precision)
-            targets.append(target)
-        except FasterViTError:
-            lacking.append(capability)
     folder = scratch / f"{name}-{setting.replace('/', '-').replace(' ', '-')}"
     request = ExportRequest(
         model=ModelSpec(name),
         weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange(1, _BATCH, 32),
-        targets=tuple(targets),
+        targets=() if isinstance(precision, Int8Cpu) else (RtxTarget.parse(_CAPABILITY),),
         output=folder,
         calibration=CalibrationRequest("digits", _CALIBRATION_IMAGES, cache),
         validation="digits",
         mixed=None if budget is None else MixedRequest(budget),
     )
     manifest = export_model(request)
-    return _Export(setting, manifest, folder, OnnxCpuSession(folder / "model.onnx", threads), tuple(lacking))
+    engines = {engine["compute_capability"]: "built" for engine in manifest.engines}
+    if setting in PRECISIONS:
+        engines |= {c: _engine(c, precision, request, folder, scratch) for c in track(_OTHERS, "other capabilities")}
+    return _Export(setting, manifest, folder, OnnxCpuSession(folder / "model.onnx", threads), engines)
+
+
+def _engine(capability: str, precision: Precision, request: ExportRequest, folder: Path, scratch: Path) -> str:
+    target, config = RtxTarget.parse(capability), request.model.config()
+    try:
+        target.check_precision(precision)
+    except FasterViTError:
+        return "lacking"
+    shape = (config.in_chans, *config.resolution)
+    try:
+        build_rtx_engine(folder / "model.onnx", scratch / "plan", target, request.batch, INPUT, shape)
+    except FasterViTError as error:
+        say(f"  {error}")
+        return "refused"
+    return "built"
 
 
 def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
@@ -153,7 +166,7 @@ def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
     judged, quantisation = manifest.accuracy, manifest.graph["quantisation"]
     assert judged is not None
     artifact, drop = judged["artifact"], judged["drop"]
-    engine = next((e for e in manifest.engines if e["compute_capability"] == "8.9"), None)
+    engine = next((e for e in manifest.engines if e["compute_capability"] == _CAPABILITY), None)
     plan = None if engine is None else plan_kernels(export.folder / engine["file"])
     operators = manifest.graph["fusion"]["operators"]
     return PrecisionRow(
@@ -174,8 +187,7 @@ def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
         onnx_bytes=manifest.files["model.onnx"]["bytes"],
         ort_cpu_img_per_s=timer.images_per_second(),
         speed_is_meaningful=not export.session.emulated,
-        rtx_built=" ".join(e["compute_capability"] for e in manifest.engines),
-        rtx_lacking=" ".join(export.lacking),
+        **{f"rtx_{answer}": _capabilities(export, answer) for answer in ("built", "lacking", "refused")},
         rtx_launches=None if plan is None else plan.launches,
         rtx_attentions_fused=None if plan is None else plan.count(Kind.ATTENTION),
         rtx_attentions=operators.get("WindowAttention", 0) + operators.get("CarrierAttention", 0),
@@ -187,6 +199,10 @@ def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
         tensorrt_rtx=installed.get("tensorrt-rtx", ""),
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _capabilities(export: _Export, answer: str) -> str:
+    return " ".join(sorted((c for c, said in export.engines.items() if said == answer), key=float))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from fastervit_trt.export.precision import Fp8, Int8Cpu
 def test_a_row_per_precision_with_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"fp8": (Fp8(), None), "int8, CPU form": (Int8Cpu(), None)}
     monkeypatch.setattr(precisions, "_settings", lambda: settings)
-    monkeypatch.setattr(precisions, "_CAPABILITIES", ("8.6", "8.9"))
+    monkeypatch.setattr(precisions, "_OTHERS", ("8.6",))
     monkeypatch.setattr(precisions, "_CALIBRATION_IMAGES", 64)
     path = tmp_path / "precisions.csv"
     with pytest.raises(SystemExit) as stop:
