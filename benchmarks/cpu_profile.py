@@ -6,17 +6,19 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["ProfileRow", "profile_graph"]
+__all__ = ["NodeTime", "ProfileRow", "node_times", "profile_graph", "shares"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 _WARM_UP_RUNS, _RUNS = 3, 10
 _BLOCK = re.compile(r"stages\.(\d+)(?:\.blocks\.\d+)?(?:\.(\w+))?[./]")
@@ -34,17 +36,66 @@ class ProfileRow:
     nodes: int
 
 
+@dataclass(frozen=True)
+class NodeTime:
+    """One run of one node of the graph that ONNX Runtime made of the one it was given."""
+
+    name: str  # in the graph given, where it has the node or its output
+    operator: str
+    reads: str  # the type of its first input: "float", "uint8"
+    micros: float
+
+    @property
+    def block(self) -> str:
+        """The kind of block: ``stage 2 attn``; what layouts and fusions add has names of its own."""
+        if found := _BLOCK.search(self.name):
+            stage, part = found.groups()
+            return f"stage {stage} {part or 'between its parts'}"
+        if "/" in self.name:
+            return self.name.split("/")[0].split(".")[0]
+        return "layout changes" if self.operator.startswith("Reorder") else "reshapes of fused operators"
+
+
 def profile_graph(model: str, path: Path, images: np.ndarray, threads: int) -> list[ProfileRow]:
     """Rows by operator, then by kind of block, the largest share first, of the flat graph at ``path``."""
-    events = _events(path, images, threads)
-    blocks = {name: node.name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
-    by_operator = [(event["args"]["op_name"], event) for event in events]
-    by_block = [(_kind(event["name"], event["args"]["op_name"], blocks), event) for event in events]
-    return [*_rows(model, "operator", by_operator), *_rows(model, "block", by_block)]
+    times = node_times(path, images, threads)
+    groupings: dict[str, Callable[[NodeTime], str]] = {"operator": lambda t: t.operator, "block": lambda t: t.block}
+    return [
+        ProfileRow(model, grouping, name, *share)
+        for grouping, key in groupings.items()
+        for name, share in shares(times, key)
+    ]
+
+
+def shares(times: Sequence[NodeTime], key: Callable[[NodeTime], Key]) -> list[tuple[Key, tuple[float, float, int]]]:
+    """Share in percent, milliseconds per run and nodes of those of one key, the largest share first."""
+    micros: dict[Key, float] = defaultdict(float)
+    counts: dict[Key, int] = defaultdict(int)
+    for node in times:
+        micros[key(node)] += node.micros
+        counts[key(node)] += 1
+    total = sum(micros.values())
+    return [
+        (name, (round(100 * spent / total, 2), round(spent / _RUNS / 1e3, 3), counts[name] // _RUNS))
+        for name, spent in sorted(micros.items(), key=lambda item: -item[1])
+    ]
+
+
+def node_times(path: Path, images: np.ndarray, threads: int) -> list[NodeTime]:
+    """What every node took in every run after the warm-up."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    by_output = {output: node.name for node in nodes for output in node.output}  # names of convolutions in ORT's layout
+    times = []
+    for event in _events(path, images, threads):
+        name, arguments = event["name"].removesuffix("_kernel_time"), event["args"]
+        reads = next((kind for shape in arguments["input_type_shape"] for kind in shape), "")
+        name = by_output.get(name.removesuffix("_nchwc"), name)
+        times.append(NodeTime(name, arguments["op_name"], reads, event["dur"]))
+    return times
 
 
 def _events(path: Path, images: np.ndarray, threads: int) -> list[dict[str, Any]]:
-    """What every node took in every run after the warm-up."""
+    """ONNX Runtime's own records of nodes, those of all runs after the warm-up."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -60,30 +111,3 @@ def _events(path: Path, images: np.ndarray, threads: int) -> list[dict[str, Any]
         events = json.loads(Path(session.end_profiling()).read_text())
     timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     return timed[len(timed) * _WARM_UP_RUNS // (_WARM_UP_RUNS + _RUNS) :]  # every run has the same events
-
-
-def _kind(event: str, operator: str, blocks: dict[str, str]) -> str:
-    """``stage 2 attn`` of an event; layouts and fusions have names of their own, convolutions their output's."""
-    name = event.removesuffix("_kernel_time")
-    name = blocks.get(name.removesuffix("_nchwc"), name)
-    if found := _BLOCK.search(name):
-        stage, part = found.groups()
-        return f"stage {stage} {part or 'between its parts'}"
-    if "/" in name:
-        return name.split("/")[0].split(".")[0]
-    return "layout changes" if operator.startswith("Reorder") else "reshapes of fused operators"
-
-
-def _rows(model: str, grouping: str, named: Iterable[tuple[str, dict[str, Any]]]) -> list[ProfileRow]:
-    micros: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    for name, event in named:
-        micros[name] += event["dur"]
-        counts[name] += 1
-    total = sum(micros.values())
-    return [
-        ProfileRow(
-            model, grouping, name, round(100 * spent / total, 2), round(spent / _RUNS / 1e3, 3), counts[name] // _RUNS
-        )
-        for name, spent in sorted(micros.items(), key=lambda item: -item[1])
-    ]

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 
 from fastervit_trt import __version__
 from fastervit_trt.benchmarks.cpu_runners import SETTINGS
+from fastervit_trt.benchmarks.cpu_turns import PERCENTILES, PathResult, ratio
 from fastervit_trt.benchmarks.gemm_peak import Floor
-from fastervit_trt.benchmarks.timing import Timer
 from fastervit_trt.host import cpu_name, versions
 
-__all__ = ["CpuPathRow", "FloorRow", "PathResult", "Turns", "floor_rows", "path_rows"]
-
-_PERCENTILES = (50, 20, 80)
-
-
-@dataclass
-class PathResult:
-    """One way to run the model: a timer if it may be timed, else the reason why not."""
-
-    name: str
-    status: str  # "ok", "failed" or "skipped"
-    note: str = ""
-    error: float | None = None  # of the logits, relative to the largest of the reference
-    timer: Timer | None = None
-    rounds: list[float] = field(default_factory=list)  # median seconds of each round
-    fastest: list[float] = field(default_factory=list)  # least seconds of each round, as the floor is taken
+__all__ = [
+    "CpuPathRow",
+    "FloorRow",
+    "TimedRow",
+    "Turns",
+    "context_columns",
+    "floor_rows",
+    "path_rows",
+    "timed_columns",
+]
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class CpuPathRow:
-    """One model on one path. Times are wall clock; p20 and p80 of ratios are over rounds, of times over calls."""
+class TimedRow:
+    """One model on one path. Times are wall clock, p20 and p80 over calls."""
 
     model: str
     path: str
@@ -67,6 +62,16 @@ class CpuPathRow:
     latency_p20_ms: float | None
     latency_p80_ms: float | None
     throughput_img_per_s: float | None  # at the median call
+
+    @property
+    def timed(self) -> bool:
+        return self.latency_ms is not None
+
+
+@dataclass(frozen=True)
+class CpuPathRow(TimedRow):
+    """A path beside the others and above the floor. p20 and p80 of ratios are over rounds."""
+
     time_over_export: float | None
     time_over_export_p20: float | None
     time_over_export_p80: float | None
@@ -90,10 +95,6 @@ class CpuPathRow:
     onnxruntime: str
     openvino: str | None
     timestamp_utc: str
-
-    @property
-    def timed(self) -> bool:
-        return self.latency_ms is not None
 
 
 @dataclass(frozen=True)
@@ -143,25 +144,53 @@ def floor_rows(turns: Turns) -> list[FloorRow]:
     return sorted(rows, key=lambda row: -row.time_share_percent)
 
 
-def _path_row(path: PathResult, turns: Turns) -> CpuPathRow:
-    latency = [path.timer.latency_ms(p) if path.timer else None for p in _PERCENTILES]
-    over_export, of_floor = _ratio(path.rounds, turns.export.rounds), _ratio(turns.floors, path.fastest)
-    gflop, peak = turns.floor.flop / 1e9, turns.floor.peak_gflops
-    gflops = gflop / latency[0] * 1e3 if latency[0] else None
-    installed = versions()
-    return CpuPathRow(
-        model=turns.model,
+def timed_columns(
+    path: PathResult, setting: str, model: str, batch: int, resolution: tuple[int, int], threads: int
+) -> dict[str, Any]:
+    """What every :class:`TimedRow` has."""
+    latency = [path.timer.latency_ms(p) if path.timer else None for p in PERCENTILES]
+    row = TimedRow(
+        model=model,
         path=path.name,
-        setting=SETTINGS[path.name],
+        setting=setting,
         status=path.status,
         note=path.note,
-        batch=turns.batch,
-        resolution="x".join(str(side) for side in turns.resolution),
-        threads=turns.threads,
+        batch=batch,
+        resolution="x".join(str(side) for side in resolution),
+        threads=threads,
         latency_ms=latency[0],
         latency_p20_ms=latency[1],
         latency_p80_ms=latency[2],
         throughput_img_per_s=path.timer.images_per_second() if path.timer else None,
+    )
+    return asdict(row)
+
+
+def context_columns(path: PathResult, load_before: float | None) -> dict[str, Any]:
+    """How often was timed, and what with."""
+    installed = versions()
+    return {
+        "rounds": len(path.rounds),
+        "samples": len(path.timer.samples) if path.timer else 0,
+        "cpu": cpu_name(),
+        "load_before": load_before,
+        "os": platform.platform(),
+        "fastervit_trt": __version__,
+        "python": installed["python"],
+        "torch": installed["torch"],
+        "onnxruntime": installed.get("onnxruntime", installed.get("onnxruntime-gpu", "")),
+        "openvino": installed.get("openvino"),
+        "timestamp_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _path_row(path: PathResult, turns: Turns) -> CpuPathRow:
+    timed = timed_columns(path, SETTINGS[path.name], turns.model, turns.batch, turns.resolution, turns.threads)
+    over_export, of_floor = ratio(path.rounds, turns.export.rounds), ratio(turns.floors, path.fastest)
+    gflop, peak = turns.floor.flop / 1e9, turns.floor.peak_gflops
+    gflops = gflop / timed["latency_ms"] * 1e3 if timed["latency_ms"] else None
+    return CpuPathRow(
+        **timed,
         time_over_export=over_export[0],
         time_over_export_p20=over_export[1],
         time_over_export_p80=over_export[2],
@@ -174,23 +203,5 @@ def _path_row(path: PathResult, turns: Turns) -> CpuPathRow:
         floor_ms=float(np.median(turns.floors)) * 1e3,
         peak_gflops=peak,
         max_error=path.error,
-        rounds=len(path.rounds),
-        samples=len(path.timer.samples) if path.timer else 0,
-        cpu=cpu_name(),
-        load_before=turns.load_before,
-        os=platform.platform(),
-        fastervit_trt=__version__,
-        python=installed["python"],
-        torch=installed["torch"],
-        onnxruntime=installed.get("onnxruntime", installed.get("onnxruntime-gpu", "")),
-        openvino=installed.get("openvino"),
-        timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **context_columns(path, turns.load_before),
     )
-
-
-def _ratio(over: Sequence[float], under: Sequence[float]) -> list[float | None]:
-    """Median, p20 and p80 over the rounds of one time divided by another."""
-    if not over or not under:
-        return [None, None, None]
-    ratios = np.asarray(over) / np.asarray(under)
-    return [float(value) for value in np.percentile(ratios, _PERCENTILES)]

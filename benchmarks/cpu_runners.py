@@ -16,14 +16,19 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from fastervit_trt.benchmarks.plain import plain_export
+from fastervit_trt.benchmarks.plain import plain_export, random_model
+from fastervit_trt.console import step
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.functions import inline_functions
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import quiet_exporter
+from fastervit_trt.export.onnx_graph import quiet_exporter, save_onnx
+from fastervit_trt.export.pipeline import export_graph
+from fastervit_trt.export.precision import get_float
 from fastervit_trt.export.runtime_attention import use_runtime_attention
 from fastervit_trt.models.fastervit import Trunk
 
-__all__ = ["RUNNERS", "SETTINGS", "MissingPackageError", "Runner", "Workload"]
+__all__ = ["RUNNERS", "SETTINGS", "MissingPackageError", "Runner", "Workload", "make_workload", "save_flat"]
 
 Runner = Callable[[], np.ndarray]  # logits of the workload's images, (B, classes)
 
@@ -42,6 +47,34 @@ class Workload:
     flat: Path  # the same with fused operators written out
     scratch: Path  # for files of other paths
     threads: int
+
+
+def make_workload(name: str, batch: int, threads: int, scratch: Path) -> Workload:
+    """One model with random weights, exported in float32, and one batch of random images.
+
+    Raises:
+        FasterViTError: unknown model, or its export fails.
+    """
+    exported = export_graph(
+        lambda: random_model(name),
+        get_float("fp32"),
+        BatchRange(batch, batch, batch),
+        scratch,
+        lambda text: step(f"{name}: {text}"),
+    )
+    model = random_model(name)
+    shape = (batch, model.config.in_chans, *model.config.resolution)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return Workload(model, images, exported.files[0], save_flat(exported.files[0], scratch / "flat"), scratch, threads)
+
+
+def save_flat(graph: Path, folder: Path) -> Path:
+    """``graph`` with fused operators written out, as a file in the new ``folder``."""
+    folder.mkdir()
+    flat = ir.load(graph)
+    inline_functions(flat)
+    (path, *_) = save_onnx(flat, folder)
+    return path
 
 
 def _export(work: Workload) -> Runner:

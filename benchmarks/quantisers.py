@@ -26,7 +26,7 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 import typer
 
-from fastervit_trt.accuracy import accuracy_from_logits
+from fastervit_trt.accuracy import accuracy_from_logits, signal_to_noise_db
 from fastervit_trt.artifacts import new_file, write_csv
 from fastervit_trt.benchmarks.quantisers_graph import excluded_nodes, largest_inputs, logits, quantise, structure
 from fastervit_trt.console import command_app, run_command, say
@@ -233,15 +233,13 @@ class Lab:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             return {"failure": f"ONNX Runtime: {' '.join(str(error).split())[:300]}"}
         score = accuracy_from_logits(found, self.labels, reference.argmax(axis=1))
-        noise = float(np.square(reference - found, dtype=np.float64).sum())
-        signal = float(np.square(reference, dtype=np.float64).sum())
         return {
             "top1": round(score.top1, 4),
             "top1_low": round(score.low, 4),
             "top1_high": round(score.high, 4),
             "agreement_fp32": score.agreement and round(score.agreement, 4),
             "non_finite_logits": score.non_finite,
-            "sqnr_db": round(10 * float(np.log10(signal / noise)), 2) if noise > 0 else None,
+            "sqnr_db": round(signal_to_noise_db(reference, found), 2),
         }
 
 
@@ -252,6 +250,7 @@ def quantisers_command(
     graph: Annotated[str, typer.Option(help="Graphs to quantise, e.g. fp16,fp32.")] = "fp16,fp32",
     form: Annotated[str, typer.Option(help="functions, flat, or both.")] = "functions,flat",
     only: Annotated[str | None, typer.Option(help="Only defaults, considered or outside ranges.")] = None,
+    tool: Annotated[str | None, typer.Option(help="Only fastervit-trt, ort or modelopt.")] = None,
     images: Annotated[int, typer.Option(help="Images to calibrate with.")] = 512,
     output: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("rows.csv"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
@@ -259,7 +258,8 @@ def quantisers_command(
     """Quantise the digits models with ONNX Runtime's quantiser and ModelOpt, and say what comes of it."""
     names = model or [f"faster_vit_digits_{size}" for size in "sml"]
     pythons = {"ort": sys.executable, "modelopt": str(modelopt_python or "")}
-    settings = [s for s in _settings() if only in (None, s.name) and (modelopt_python or s.tool != "modelopt")]
+    chosen = [s for s in _settings() if only in (None, s.name) and tool in (None, s.tool)]
+    settings = [s for s in chosen if modelopt_python or s.tool != "modelopt"]
     rows: list[QuantiserRow] = []
     with tempfile.TemporaryDirectory() as scratch:
         graphs = [(typed, shape) for typed in graph.split(",") for shape in form.split(",")]

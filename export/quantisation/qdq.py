@@ -78,7 +78,7 @@ def insert_qdq(model: ir.Model, blocks: Collection[str], precision: Quantised, r
             block = call.metadata_props[BLOCK]
             if f"{block}.qkv" in products and f"{block}.qkv" in blocks:
                 rewriter.quantise_attention(call, *(ranges.of(f"{block}:{part}", precision) for part in "qkv"))
-        ir.passes.common.RemoveUnusedFunctionsPass()(model)
+        ir.passes.common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
 class _Rewriter:
@@ -123,7 +123,7 @@ class _Rewriter:
             first = min((node for node, _ in users), key=list(self.graph).index)
             rounded = self._pair(stream, stream_range, f"{total.name}/stream", before=first)
         else:
-            users = [(node, position) for node, position in users if node is not pair]
+            users = [use for use in users if use.node is not pair]
             ((dequantise, _),) = pair.outputs[0].uses()
             rounded = dequantise.outputs[0]
         for node, position in users:
