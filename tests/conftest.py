@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +62,29 @@ def _gradients_left_on() -> Iterator[None]:
     assert left_on, "gradients were switched off and not on again"
 
 
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Within, PyTorch runs on one thread: where tensors are small, several would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_on_one_thread() -> Iterator[None]:
+    """PyTorch on one thread for all tests of a file."""
+    with on_one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

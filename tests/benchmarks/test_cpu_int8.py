@@ -5,12 +5,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fastervit_trt.benchmarks import cpu_int8
 from fastervit_trt.benchmarks.cpu_int8 import LEAST_DB, PATHS, Calibrated
@@ -20,12 +19,8 @@ MODEL, BATCH = "faster_vit_digits_s", 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Tensors are small: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _quick(module_on_one_thread: None) -> None:
+    """Tensors are small here."""
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from fastervit_trt.export.quantisation.ranges import CalibrationKey
 from fastervit_trt.models.datasets import open_calibration_images
 from fastervit_trt.models.factory import ModelSpec, create_model, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
+from tests.conftest import on_one_thread
 
 NAME, SHAPE, BATCH = "faster_vit_digits_s", (3, 224, 224), BatchRange(1, 4, 8)
 ATTENTIONS = {"stages.2.blocks.0.hat_attn", "stages.2.blocks.0.attn", "stages.3.blocks.0.attn"}
@@ -38,10 +39,8 @@ def quantised(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The int8 graph of the smallest digits model, around float16."""
     model, _ = deploy_form(build_model(ModelSpec(NAME), pretrained_source(NAME))[0])
     images = open_calibration_images("digits", 16).batches(16, get_variant(NAME).preprocessing, SHAPE[1:])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    ranges = calibrate(model, images, CalibrationKey("", "", "", "", "", 16))
-    torch.set_num_threads(threads)
+    with on_one_thread():
+        ranges = calibrate(model, images, CalibrationKey("", "", "", "", "", 16))
     graph = ir.load(exports / "fp16" / "model.onnx")
     insert_qdq(graph, [operand.block for operand in operands(model)], Int8(), ranges)
     _name_nodes(graph)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-import torch
 from torch import nn
 
 from fastervit_trt.export import pipeline
@@ -26,24 +24,15 @@ from fastervit_trt.export.quantisation.sensitivity import Labelled
 from fastervit_trt.models.datasets import open_calibration_images, open_dataset
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
+from tests.conftest import on_one_thread
 
 NAME = "faster_vit_digits_s"
 Rewrite = Callable[[ir.Model], None]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors are small: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    with _one_thread():
-        yield
+def _quick(module_on_one_thread: None) -> None:
+    """Tensors are small here."""
 
 
 @pytest.fixture(scope="package")
@@ -56,7 +45,7 @@ def digits_s() -> nn.Module:
 def digits_ranges(digits_s: nn.Module) -> Ranges:
     """Its ranges on 64 training images."""
     how, key = get_variant(NAME).preprocessing, CalibrationKey("", "", "", "", "", 64)
-    with _one_thread():  # a fixture of the package is made before those of the module
+    with on_one_thread():  # a fixture of the package is made before those of the module
         return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, (224, 224)), key)
 
 
