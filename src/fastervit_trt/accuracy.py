@@ -69,7 +69,14 @@ def paired_drop(reference_right: np.ndarray, right: np.ndarray) -> Drop:
 
 
 def signal_to_noise_db(reference: np.ndarray, actual: np.ndarray) -> float:
-    """10 log10 of the power of ``reference`` over the power of the difference, at most 200 dB."""
+    """10 log10 of the power of ``reference`` over the power of the difference, within ±200 dB.
+
+    −200 where there is nothing but noise: no power, or values that are not finite.
+    """
     noise = float(np.square(reference - actual, dtype=np.float64).sum())
     power = float(np.square(reference, dtype=np.float64).sum())
-    return min(_EXACT_DB, 10 * math.log10(power / noise)) if noise and power else _EXACT_DB if not noise else -_EXACT_DB
+    if noise == 0.0:
+        return _EXACT_DB
+    if power == 0.0 or not math.isfinite(power) or not math.isfinite(noise):
+        return -_EXACT_DB
+    return max(-_EXACT_DB, min(_EXACT_DB, 10 * math.log10(power / noise)))

@@ -1,7 +1,8 @@
 """``python -m fastervit_trt.cli.demo``: the main job from end to end, on a machine without a GPU.
 
-First the digits models that ship with the package: each exported in fp32 and fp16, built into TensorRT-RTX engines,
-measured on the held-out digits, reported. Then a full-size model: FasterViT-0, random weights, fp16, with its engine.
+First the digits models that ship with the package: each exported in fp32 and fp16, built into TensorRT-RTX engines, and
+in int8 for this CPU; measured on the held-out digits, reported. Then a full-size model: FasterViT-0, random weights,
+fp16, with its engine.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from fastervit_trt.benchmarks.run import bench_exports
+from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.cli.bench import print_rows
 from fastervit_trt.cli.export import print_export
 from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.engines.rtx import RtxTarget
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.precision import get_precision
+from fastervit_trt.export.precision import Fp16, Fp32, Int8Cpu, Precision
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec, get_variant, list_models
 from fastervit_trt.models.source import pretrained_source
@@ -31,7 +33,7 @@ __all__ = ["main"]
 
 app = command_app()
 
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS: tuple[Precision, ...] = (Fp32(), Fp16(), Int8Cpu())
 _FULL_SIZE = "faster_vit_0_224"
 
 
@@ -46,7 +48,7 @@ def demo_command(
     exports = []
     for name in (n for n in list_models() if get_variant(n).shipped_weights):
         for precision in _PRECISIONS:
-            folder = output / f"{name}-{precision}"
+            folder = output / f"{name}-{precision.name}"
             _export(name, precision, folder)
             exports.append(folder)
 
@@ -62,15 +64,16 @@ def demo_command(
     say(f"exports: {output}")
 
 
-def _export(name: str, precision: str, folder: Path) -> None:
-    console.rule(f"{name} {precision}")
+def _export(name: str, precision: Precision, folder: Path) -> None:
+    console.rule(f"{name} {precision.name}")
     start = time.perf_counter()
     request = ExportRequest(
         model=ModelSpec(name),
         weights=pretrained_source(name),
-        precision=get_precision(precision),
+        precision=precision,
         batch=BatchRange.parse("1:8:32"),
-        targets=(RtxTarget.parse("8.9"),),
+        targets=() if isinstance(precision, Int8Cpu) else (RtxTarget.parse("8.9"),),
+        calibration=CalibrationRequest("digits"),
         output=folder,
         overwrite=True,
     )
