@@ -32,8 +32,8 @@ from fastervit_trt.benchmarks.cpu_turns import PathResult, load_average, no_floa
 from fastervit_trt.benchmarks.rows import ROWS_NAME, write_rows
 from fastervit_trt.console import command_app, console, run_command, say, step, track
 from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import save_onnx
 from fastervit_trt.export.precision import Fp32, Int8, Int8Cpu, Quantised
 from fastervit_trt.export.quantisation.calibration import calibrate
 from fastervit_trt.export.quantisation.operands import left_out

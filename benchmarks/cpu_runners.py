@@ -20,9 +20,9 @@ from fastervit_trt.benchmarks.plain import plain_export, random_model
 from fastervit_trt.console import step
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.functions import inline_functions
+from fastervit_trt.export.graph import inline_functions, save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import quiet_exporter, save_onnx
+from fastervit_trt.export.onnx_graph import quiet_exporter
 from fastervit_trt.export.pipeline import export_graph
 from fastervit_trt.export.precision import get_float
 from fastervit_trt.export.runtime_attention import use_runtime_attention

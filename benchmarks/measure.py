@@ -21,8 +21,8 @@ from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.console import track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
+from fastervit_trt.export.graph import OUTPUT
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import OUTPUT
 from fastervit_trt.host import cpu_name, versions
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import LabelledImages

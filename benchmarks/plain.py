@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.onnx_graph import INPUT, OUTPUT, export_failure, quiet_exporter
+from fastervit_trt.export.graph import INPUT, OUTPUT
+from fastervit_trt.export.onnx_graph import export_failure, quiet_exporter
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import Trunk
 from fastervit_trt.models.source import WeightSource, build_model

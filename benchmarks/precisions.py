@@ -25,12 +25,13 @@ from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, console, run_command, say, track
-from fastervit_trt.engines.plan import Kind, plan_kernels
+from fastervit_trt.engines.kernels import Kind
+from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.graph import INPUT
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.precision import PRECISIONS, Fp8, Fp32, Int8, Int8Cpu, Precision
 from fastervit_trt.host import cpu_name, usable_cpus, versions
 from fastervit_trt.mixing import MixedRequest

@@ -30,11 +30,12 @@ from fastervit_trt.accuracy import accuracy_from_logits, signal_to_noise_db
 from fastervit_trt.artifacts import new_file, write_csv
 from fastervit_trt.benchmarks.quantisers_graph import excluded_nodes, largest_inputs, logits, quantise, structure
 from fastervit_trt.console import command_app, run_command, say
-from fastervit_trt.engines.plan import Kind, plan_kernels
+from fastervit_trt.engines.kernels import Kind
+from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.onnx_graph import INPUT
+from fastervit_trt.export.graph import INPUT
 from fastervit_trt.export.precision import get_float
 from fastervit_trt.host import versions
 from fastervit_trt.models.digits.data import load_digits_split

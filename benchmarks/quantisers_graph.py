@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fastervit_trt.export.fusion import BLOCK
-from fastervit_trt.export.onnx_graph import INPUT
+from fastervit_trt.export.graph import BLOCK, INPUT
 from fastervit_trt.export.precision import Fp8, Fp16, Fp32, Int8
 from fastervit_trt.export.quantisation.qdq import insert_qdq
 from fastervit_trt.export.quantisation.ranges import CalibrationKey, RangeRow, Ranges

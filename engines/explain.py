@@ -14,9 +14,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fastervit_trt.engines.plan import Kind, PlanKernel, PlanKernels, plan_kernels
-from fastervit_trt.export.functions import shape_at
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
+from fastervit_trt.engines.plan import plan_kernels
+from fastervit_trt.export.graph import BLOCK, shape_at
 
 __all__ = ["Finding", "Work", "explain", "work_of_graph"]
 
@@ -105,7 +105,7 @@ def _of_graph(model: ir.Model) -> Iterator[Finding]:
         )
 
 
-def _of_plan(plan: PlanKernels, plan_16: PlanKernels | None) -> Iterator[Finding]:
+def _of_plan(plan: EngineKernels, plan_16: EngineKernels | None) -> Iterator[Finding]:
     apart = [k for k in plan.kernels if k.kind not in _PRODUCTS and _computes(k, ("Gemm", "Conv"))]
     alone = [k for k in apart if k.kind is Kind.POINTWISE]
     if alone:
@@ -138,11 +138,11 @@ def _of_plan(plan: PlanKernels, plan_16: PlanKernels | None) -> Iterator[Finding
         )
 
 
-def _computes(kernel: PlanKernel, operators: tuple[str, ...]) -> bool:
+def _computes(kernel: Kernel, operators: tuple[str, ...]) -> bool:
     return any(f"/{operator}_" in f"/{node}" for node in kernel.nodes for operator in operators)
 
 
-def _blocks(kernels: list[PlanKernel], operators: tuple[str, ...]) -> tuple[str, ...]:
+def _blocks(kernels: list[Kernel], operators: tuple[str, ...]) -> tuple[str, ...]:
     """Blocks of the nodes of ``operators``; within a function, the call's."""
     found = []
     for kernel in kernels:

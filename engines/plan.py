@@ -11,6 +11,8 @@ what follows was established by building graphs with TensorRT-RTX 1.7.1, most of
 * ``fqn`` ends in a hash of the generated source: equal hashes, equal kernels, even under different ``binary`` numbers.
 * Names list the fused operations in order (``__myl_AddReshTranReshMove``); long ones are cut and end in ``Etc``.
 * With several compute capabilities there is one listing for all; with several profiles, one listing for each.
+* Section ``descriptors`` declares every tensor that a step names, with its sides (names where they depend on the batch)
+  and its type: what is read and written in which precision is in the plan.
 * A dynamic batch adds a host step (``shape_call``) and the host section ``shape_main``: no kernels. Where the builder
   uses several streams, ``signal`` and ``wait`` order them: no kernels either.
 
@@ -23,30 +25,14 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
+from fastervit_trt.engines.kernels import EngineKernels, Kernel, KernelTensor, Kind, kind_of_generated
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["Kind", "PlanKernel", "PlanKernels", "plan_kernels"]
-
-
-class Kind(Enum):
-    """What a kernel is there for; where it does several things, the first of these that applies."""
-
-    ATTENTION = "attention"  # softmax(q·kᵀ + bias)·v in one kernel
-    GEMM = "gemm"  # with whatever is fused into it
-    CONVOLUTION = "convolution"
-    NORMALISATION = "normalisation"  # with the additions and rearrangements around it
-    SOFTMAX = "softmax"  # of an attention that was not fused
-    REDUCTION = "reduction"  # and pooling
-    MOVEMENT = "movement"  # transposes, slices, concatenations, copies; possibly arithmetic on the way
-    POINTWISE = "pointwise"  # arithmetic only, every element in its place
-    OTHER = "other"
+__all__ = ["plan_kernels"]
 
 
 _NO_KERNELS = {"shape_call", "signal", "wait"}  # shapes are computed on the host; the others order two streams
@@ -60,72 +46,32 @@ _LIBRARY_STEPS = {
 }
 _GENERATED_STEPS = {"function", "runtime_fusion", "runtime_function"}
 
-# Operation abbreviations as the names of generated kernels spell them.
-_SOFTMAX = {"Exp", "Sum"}
-_REDUCTIONS = {"Mean", "Sum", "Maxr", "Minr", "Topk", "Cums"}
-_REARRANGEMENTS = {"Tran", "Conc", "Slic", "Gath", "Scat", "Repl"}
-_COPIES = {"Cast", "Move", "Resh"}  # movement where nothing else happens: every kernel loads, converts and stores
+_TYPES = {"half": "fp16", "float": "fp32", "fp8_e4m3": "fp8"}
+_HOST = ("int64", "bool")  # sizes and conditions, computed beside the network: it has no activations of these types
 
 
-@dataclass(frozen=True)
-class PlanKernel:
-    """One kernel launch."""
-
-    kind: Kind
-    name: str  # as in the plan: "__myl_FcAddAdd", or "fully_connected" for a library kernel with nothing fused
-    source: str | None  # name and hash of the generated kernel; None: chosen from the library on the device
-    operations: tuple[str, ...]  # ("Fc", "Add", "Add"); empty for attention
-    nodes: tuple[str, ...]  # ONNX nodes it computes, as far as the plan keeps them
-
-
-@dataclass(frozen=True)
-class PlanKernels:
-    """The launches of one inference, in order."""
-
-    kernels: tuple[PlanKernel, ...]
-    targets: tuple[str, ...]  # ("sm89",)
-
-    @property
-    def launches(self) -> int:
-        return len(self.kernels)
-
-    @property
-    def generated(self) -> int:
-        """Launches of kernels whose source is in the plan."""
-        return sum(kernel.source is not None for kernel in self.kernels)
-
-    @property
-    def distinct_generated(self) -> int:
-        """How many different generated kernels those launches are."""
-        return len({kernel.source for kernel in self.kernels} - {None})
-
-    def count(self, kind: Kind) -> int:
-        return sum(kernel.kind is kind for kernel in self.kernels)
-
-    def names(self, kind: Kind) -> Counter[str]:
-        """Kernel name → launches: which operations are fused into what."""
-        return Counter(kernel.name for kernel in self.kernels if kernel.kind is kind)
-
-
-def plan_kernels(plan: bytes | Path) -> PlanKernels:
+def plan_kernels(plan: bytes | Path, profile: int = 0) -> EngineKernels:
     """The kernels that ``plan`` (a file, or its content) launches per inference.
 
+    Args:
+        profile: which optimisation profile's, where it was built with several.
+
     Raises:
-        FasterViTError: not a plan, built for several profiles, or with branches (If, Loop).
+        FasterViTError: not a plan, without this profile, or with branches (If, Loop).
     """
     label = f"'{plan}'" if isinstance(plan, Path) else "this"
     with _content(plan) as content:
         listings = list(_listings(content))
     if not listings:
         raise FasterViTError(f"{label} is no TensorRT-RTX plan, or of a version that lists its kernels differently")
-    if len(listings) > 1:
-        raise FasterViTError(f"{label} has {len(listings)} listings of kernels; build it with one optimisation profile")
-    targets, lines = listings[0]
+    if not 0 <= profile < len(listings):
+        raise FasterViTError(f"{label} has {len(listings)} optimisation profiles, so none has number {profile}")
+    targets, tensors, lines = listings[profile]
     steps = [(match[1], line) for line in lines if (match := re.match(r"\s*(\w+)=\{ ", line))]
     if any(operator in _BRANCHES for operator, _ in steps):
         raise FasterViTError(f"{label} branches, so how many kernels it launches depends on its input")
-    kernels = tuple(_kernel(operator, line) for operator, line in steps if operator not in _NO_KERNELS)
-    return PlanKernels(kernels, targets)
+    kernels = tuple(_kernel(operator, line, tensors) for operator, line in steps if operator not in _NO_KERNELS)
+    return EngineKernels(kernels, targets)
 
 
 @contextmanager
@@ -143,8 +89,8 @@ def _content(plan: bytes | Path) -> Iterator[bytes | mmap.mmap]:
         yield content
 
 
-def _listings(content: bytes | mmap.mmap) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """(targets, lines of ``main``) of every program; not of the fragments, which describe what a fused kernel does."""
+def _listings(content: bytes | mmap.mmap) -> Iterator[tuple[tuple[str, ...], dict[str, KernelTensor], list[str]]]:
+    """(targets, tensors, lines of ``main``) of every program; fragments describe what a fused kernel does within."""
     start = 0
     while (start := content.find(b"header {\n", start)) >= 0:
         header, start = _section(content, start)
@@ -152,9 +98,24 @@ def _listings(content: bytes | mmap.mmap) -> Iterator[tuple[tuple[str, ...], lis
         main = content.find(b"\nmain {\n", start)
         if targets is None or main < 0:
             continue
-        body, start = _section(content, main + 1)
+        declared, (body, end) = content[start:main].decode("utf-8", "replace"), _section(content, main + 1)
+        start = end
         if targets[1] != "*":  # a fragment is for any device; a step of the program refers to it
-            yield tuple(targets[1].split()), body.splitlines()
+            yield tuple(targets[1].split()), _tensors(declared), body.splitlines()
+
+
+def _tensors(declared: str) -> dict[str, KernelTensor]:
+    """Name → tensor; a ``sub_tensor`` is a view of another with a shape of its own."""
+    found = {}
+    for kind, line in re.findall(r"^ *(tensor|sub_tensor|const_tensor)=\{ (.*) \}$", declared, re.MULTILINE):
+        name, type_ = re.search(r' name="([^"]*)"', line), re.search(r" type=(\w+)", line)
+        if name is None or type_ is None:
+            continue
+        sides = re.search(r" ?dims=\{([^}]*)\}", line)
+        shape = tuple(int(s) if s.isdigit() else None for s in (sides[1].split() if sides else ()))
+        constant = kind == "const_tensor" or "const_payload_size" in line
+        found[name[1]] = KernelTensor(name[1], _TYPES.get(type_[1], type_[1]), shape, constant)
+    return found
 
 
 def _section(content: bytes | mmap.mmap, start: int) -> tuple[str, int]:
@@ -164,36 +125,29 @@ def _section(content: bytes | mmap.mmap, start: int) -> tuple[str, int]:
     return content[start:end].decode("utf-8", "replace"), end
 
 
-def _kernel(operator: str, line: str) -> PlanKernel:
+def _kernel(operator: str, line: str, tensors: dict[str, KernelTensor]) -> Kernel:
     nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", line))
+    inputs, outputs = (_arguments(line, key, tensors) for key in ("input", "output"))
     if operator in _LIBRARY_STEPS:
         kind, operation = _LIBRARY_STEPS[operator]
         activations = re.findall(r" (relu|gelu|gelu_erf|tanh|sigmoid|swish|leaky_relu)=true", line)
-        return PlanKernel(kind, operator, None, (operation, *(name.capitalize() for name in activations)), nodes)
+        fused = (operation, *(name.capitalize() for name in activations))
+        return Kernel(kind, operator, None, fused, nodes, inputs, outputs)
     if operator not in _GENERATED_STEPS:
-        return PlanKernel(Kind.OTHER, operator, None, (), nodes)
+        return Kernel(Kind.OTHER, operator, None, (), nodes, inputs, outputs)
     name = _field(line, "name") or operator
     operations = tuple(re.findall(r"[A-Z][a-z0-9]*", name.removesuffix("Etc")))
-    return PlanKernel(_kind(name, operations), name, _field(line, "fqn"), operations, nodes)
+    return Kernel(kind_of_generated(name, operations), name, _field(line, "fqn"), operations, nodes, inputs, outputs)
+
+
+def _arguments(line: str, key: str, tensors: dict[str, KernelTensor]) -> tuple[KernelTensor, ...]:
+    """Declared tensors among the arguments of a step, numbers of the host left out."""
+    listed = re.search(rf" {key}(?:_args)?=\{{([^}}]*)\}}", line)
+    names = re.findall(r'"([^"]*)"', listed[1]) if listed else []
+    found = (tensors[name] for name in names if name in tensors)
+    return tuple(tensor for tensor in found if tensor.type not in _HOST)
 
 
 def _field(line: str, key: str) -> str | None:
     match = re.search(rf" {key}=(\S+)", line)
     return match[1] if match else None
-
-
-def _kind(name: str, operations: tuple[str, ...]) -> Kind:
-    present = set(operations)
-    if "_gemm_mha" in name:
-        return Kind.ATTENTION
-    if present & {"Fc", "Corr", "Deconv"}:
-        return Kind.GEMM if "Fc" in present else Kind.CONVOLUTION
-    if "Sqrt" in present or "Gnor" in present:
-        return Kind.NORMALISATION
-    if present >= _SOFTMAX:
-        return Kind.SOFTMAX
-    if present & _REDUCTIONS:
-        return Kind.REDUCTION
-    if present & _REARRANGEMENTS or present <= _COPIES:
-        return Kind.MOVEMENT
-    return Kind.POINTWISE

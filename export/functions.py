@@ -15,26 +15,16 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-import sympy
 import torch
 from onnxscript import values
 
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.graph import UNSERVED, fused_calls, shape_at
 from fastervit_trt.plugins.limits import unserved_call
-from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, SCALARS, Operator
+from fastervit_trt.plugins.names import DOMAIN, PLUGIN_VERSION
+from fastervit_trt.plugins.operators import OPERATORS, SCALARS, Operator
 
-__all__ = [
-    "UNSERVED",
-    "Trace",
-    "add_functions",
-    "exporter_translations",
-    "fused_calls",
-    "inline_call",
-    "inline_functions",
-    "shape_at",
-]
-
-UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
+__all__ = ["Trace", "add_functions", "exporter_translations"]
 
 # A function of tensors, an example of each, and whether its leading axis grows with the batch → its ONNX graph.
 Trace = Callable[[Callable[..., torch.Tensor], Sequence[torch.Tensor], Sequence[bool]], ir.Model]
@@ -65,11 +55,6 @@ def exporter_translations() -> dict[Any, Callable[..., Any]]:
     return {getattr(namespace, name).default: _translation(variants) for name, variants in by_torch_name.items()}
 
 
-def fused_calls(model: ir.Model) -> list[ir.Node]:
-    """The calls of fused operators, in order."""
-    return [node for node in model.graph if node.domain == DOMAIN]
-
-
 def add_functions(model: ir.Model, trace: Trace) -> None:
     """Give ``model`` the functions of the fused operators it calls, and the calls what plugins and functions need.
 
@@ -97,15 +82,6 @@ def add_functions(model: ir.Model, trace: Trace) -> None:
             call.attributes["plugin_version"] = ir.AttrString("plugin_version", PLUGIN_VERSION)
         function = _function(operator, next(iter(bodies.values())), varying)
         model.functions[function.identifier()] = function
-
-
-def inline_functions(model: ir.Model) -> None:
-    """Replace every call by what it means: the flat graph, for runtimes that put functions before plugins."""
-    for call in fused_calls(model):
-        inline_call(model, call)
-    model.functions.clear()
-    model.opset_imports.pop(DOMAIN, None)
-    ir.passes.common.DeduplicateInitializersPass()(model)
 
 
 def _translation(variants: Sequence[Operator]) -> Callable[..., Any]:
@@ -171,20 +147,9 @@ def _traced(operator: Operator, call: ir.Node, trace: Trace) -> ir.Model:
     return trace(definition, examples, [name in operator.batched for name in operator.inputs])
 
 
-def shape_at(value: ir.Value, batch: int) -> tuple[int, ...]:
-    """The shape of ``value``, with numbers for what depends on the batch: ``212*batch``."""
-    assert value.shape is not None, value
-    return tuple(dim if isinstance(dim, int) else _evaluated(str(dim.value), batch) for dim in value.shape)
-
-
 def _example_shape(value: ir.Value | None) -> tuple[int, ...]:
     assert value is not None
     return shape_at(value, _EXAMPLE_BATCH)
-
-
-def _evaluated(dimension: str, batch: int) -> int:
-    expression = sympy.sympify(dimension)
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def _torch_dtype(value: ir.Value | None) -> torch.dtype:
@@ -264,48 +229,3 @@ def _reference(name: str) -> ir.Attr:
 
 def _kind(kind: str) -> ir.AttributeType:
     return ir.AttributeType.FLOAT if kind == "float" else ir.AttributeType.INT
-
-
-def inline_call(model: ir.Model, call: ir.Node) -> None:
-    """Replace one call by what it means; its function stays, for the calls that are left."""
-    graph, function = model.graph, model.functions[call.op_identifier()]
-    actual: dict[ir.Value | None, ir.Value | None] = dict(zip(function.inputs, call.inputs, strict=True)) | {None: None}
-    for node in function:
-        if node.op_type == "Constant":
-            actual[node.outputs[0]] = _initializer(graph, call, node)
-            continue
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            [actual[value] for value in node.inputs],
-            attributes=list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=f"{call.name}/{node.name}",
-            metadata_props={name: text for name, text in call.metadata_props.items() if name != UNSERVED},
-        )
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.type, new.name = old.type, f"{call.name}/{old.name}"
-            actual[old] = new
-        graph.insert_before(call, copy)
-    for old, result in zip(call.outputs, function.outputs, strict=True):
-        new_value = actual[result]
-        assert new_value is not None
-        new_value.shape, new_value.type, name = old.shape, old.type, old.name
-        ir.convenience.replace_all_uses_with(old, new_value, replace_graph_outputs=True)
-        old.name, new_value.name = f"{name}/call", name
-    graph.remove(call, safe=True)
-
-
-def _initializer(graph: ir.Graph, call: ir.Node, constant: ir.Node) -> ir.Value:
-    (attribute,) = constant.attributes.values()
-    if attribute.is_ref():
-        assert attribute.ref_attr_name is not None
-        tensor = ir.tensor(list(call.attributes[attribute.ref_attr_name].value), dtype=ir.DataType.INT64)
-    else:
-        tensor = attribute.value
-    name = f"{call.name}/{constant.outputs[0].name}"
-    value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-    )
-    graph.initializers[name] = value
-    return value

@@ -16,18 +16,17 @@ import torch
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import UNSERVED, fused_calls
+from fastervit_trt.export.graph import BLOCK, UNSERVED, fused_calls
 from fastervit_trt.export.packed import (
     PackedAttentionHalf,
     PackedCarrierAttention,
     PackedHATStage,
     PackedWindowAttention,
 )
-from fastervit_trt.plugins.operators import DOMAIN
+from fastervit_trt.plugins.names import DOMAIN
 
-__all__ = ["BLOCK", "FusionReport", "block_of_module", "check_operators", "expected_operators", "record_operators"]
+__all__ = ["FusionReport", "block_of_module", "check_operators", "expected_operators", "record_operators"]
 
-BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 _OPERATORS = f"{DOMAIN}.operators"  # metadata of the model: operator → count
 
 # The arithmetic that an operator is made of, in order: what is left of it in a graph that lost it.

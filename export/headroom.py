@@ -19,10 +19,8 @@ import onnx_ir as ir
 import torch
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import inline_functions
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.export.graph import BLOCK, inline_functions, save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession, widened_bfloat16
-from fastervit_trt.export.onnx_graph import save_onnx
 
 __all__ = ["BlockRange", "Overflow", "block_ranges", "find_overflow", "first_non_finite", "round_every_result"]
 

@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import inline_functions
-from fastervit_trt.export.onnx_graph import save_onnx
+from fastervit_trt.export.graph import inline_functions, save_onnx
 
 __all__ = ["OnnxCpuSession", "widened_bfloat16"]
 

@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -18,17 +17,12 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.functions import add_functions, exporter_translations, inline_functions
-from fastervit_trt.export.fusion import BLOCK, block_of_module, check_operators, record_operators
+from fastervit_trt.export.functions import add_functions, exporter_translations
+from fastervit_trt.export.fusion import block_of_module, check_operators, record_operators
+from fastervit_trt.export.graph import BLOCK, INPUT, OUTPUT, inline_functions
 from fastervit_trt.export.precision import TypedModel
 
-__all__ = ["INPUT", "OUTPUT", "export_failure", "onnx_from_torch", "quiet_exporter", "save_onnx"]
-
-INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
-
-# protobuf refuses messages of 2 GiB, and holds several copies of what it does take; past this the weights go into
-# model.onnx.data beside the graph.
-_EXTERNAL_DATA_BYTES = 1_000_000_000
+__all__ = ["export_failure", "onnx_from_torch", "quiet_exporter"]
 
 
 def onnx_from_torch(
@@ -72,17 +66,6 @@ def onnx_from_torch(
     _name_nodes(graph)
     graph.producer_name = "fastervit-trt"
     return graph
-
-
-def save_onnx(model: ir.Model, folder: Path) -> list[Path]:
-    """Write ``model.onnx`` (and ``model.onnx.data`` when weights exceed what protobuf holds); the files written."""
-    path = folder / "model.onnx"
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size < _EXTERNAL_DATA_BYTES:
-        ir.save(model, path)
-        return [path]
-    ir.save(model, path, external_data="model.onnx.data")
-    return [path, folder / "model.onnx.data"]
 
 
 def _exported(module: nn.Module, examples: tuple[torch.Tensor, ...], opset: int, **options: Any) -> ir.Model:

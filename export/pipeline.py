@@ -13,7 +13,8 @@ from torch import nn
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import DeployReport, Fuse, deploy_form
 from fastervit_trt.export.fusion import FusionReport
-from fastervit_trt.export.onnx_graph import OUTPUT, onnx_from_torch, save_onnx
+from fastervit_trt.export.graph import OUTPUT, save_onnx
+from fastervit_trt.export.onnx_graph import onnx_from_torch
 from fastervit_trt.export.precision import Precision, Quantised, TypedModel
 from fastervit_trt.export.quantisation.plan import plan_precision
 from fastervit_trt.export.quantisation.qdq import QuantisationReport

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from fastervit_trt.plugins import reference
-from fastervit_trt.plugins.operators import DOMAIN
+from fastervit_trt.plugins.names import DOMAIN
 
 __all__ = ["RoundedArithmetic"]
 

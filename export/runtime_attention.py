@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fastervit_trt.export.functions import fused_calls
+from fastervit_trt.export.graph import fused_calls
 
 __all__ = ["use_runtime_attention"]
 

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from fastervit_trt.plugins import reference
 from fastervit_trt.plugins.cuda import register_cuda_kernels
+from fastervit_trt.plugins.names import DOMAIN
 
-__all__ = ["DOMAIN", "OPERATORS", "PLUGIN_VERSION", "SCALARS", "Operator"]
-
-DOMAIN = "fastervit"  # of ONNX and of torch.library, and the plugin namespace of TensorRT
-PLUGIN_VERSION = "1"
+__all__ = ["OPERATORS", "SCALARS", "Operator"]
 
 SCALARS = ("carriers",)  # arguments that are left out by being 0 instead of None
 

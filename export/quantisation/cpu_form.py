@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.export.graph import BLOCK
 from fastervit_trt.export.runtime_attention import use_runtime_attention
 
 __all__ = ["CpuForm", "grid_after_gelu", "to_cpu_form"]
@@ -58,21 +58,22 @@ class _Layer:
     bias: np.ndarray | None  # (outputs,)
 
 
-def to_cpu_form(model: ir.Model, output_amax: Mapping[str, float], *, whole_byte_after_gelu: bool = True) -> CpuForm:
+def to_cpu_form(model: ir.Model, output_amax: Mapping[str, float]) -> CpuForm:
     """Rewrite ``model`` in place.
+
+    Gelu yields nothing below -0.17, so the input of what reads it gets the unsigned range from there up to its signed
+    range's end: steps of half the size at no cost.
 
     Args:
         model: float32 with functions, quantised layers behind QuantizeLinear and DequantizeLinear: activations int8
             with one scale and zero point 0, weights int8 initializers with a scale per output.
         output_amax: the largest absolute output of every quantised convolution (with its bias), by block.
-        whole_byte_after_gelu: Gelu yields nothing below -0.17, so the input of what reads it gets the unsigned range
-            from there up to its signed range's end: steps of half the size at no cost.
 
     Raises:
         FasterViTError: a quantised layer is not of this kind, or a convolution has no range. ``model`` may then be
             half rewritten.
     """
-    rewriter = _Rewriter(model, output_amax, whole_byte_after_gelu)
+    rewriter = _Rewriter(model, output_amax)
     products = convolutions = 0
     for node in list(model.graph):
         layer = _layer(node)
@@ -92,9 +93,8 @@ def to_cpu_form(model: ir.Model, output_amax: Mapping[str, float], *, whole_byte
 
 
 class _Rewriter:
-    def __init__(self, model: ir.Model, output_amax: Mapping[str, float], whole_byte_after_gelu: bool) -> None:
-        self.model, self.graph = model, model.graph
-        self.output_amax, self.whole_byte_after_gelu = output_amax, whole_byte_after_gelu
+    def __init__(self, model: ir.Model, output_amax: Mapping[str, float]) -> None:
+        self.model, self.graph, self.output_amax = model, model.graph, output_amax
         self.last: dict[ir.Value, ir.Value] = {}  # (B, C, H, W) → the same as (B, H, W, C)
         self.attentions = 0
 
@@ -146,7 +146,7 @@ class _Rewriter:
         """``data`` in unsigned 8-bit integers with its scale and zero point, and the scale as a number."""
         step, middle = layer.scale, _MIDDLE
         producers = (data.producer(), layer.data.producer())  # ``data`` may be a transpose of it
-        if self.whole_byte_after_gelu and any(p is not None and p.op_type == "Gelu" for p in producers):
+        if any(p is not None and p.op_type == "Gelu" for p in producers):
             step, middle = grid_after_gelu(127 * layer.scale)
         scale = self._constant(f"{layer.name}/input_scale", np.float32(step))
         zero = self._constant(f"{layer.name}/input_zero", np.uint8(middle))

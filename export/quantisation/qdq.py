@@ -16,8 +16,7 @@ import onnx_ir as ir
 import torch
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.functions import inline_call
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.export.graph import BLOCK, inline_call
 from fastervit_trt.export.precision import Quantised
 from fastervit_trt.export.quantisation.calibration import OUTPUT_OF
 from fastervit_trt.export.quantisation.ranges import Ranges

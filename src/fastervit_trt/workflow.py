@@ -18,8 +18,8 @@ from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rt
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.deploy import get_fuse
+from fastervit_trt.export.graph import INPUT
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import INPUT
 from fastervit_trt.export.pipeline import ExportedGraph, export_graph
 from fastervit_trt.export.precision import Precision, Quantised
 from fastervit_trt.export.quantisation.assignment import Assignment

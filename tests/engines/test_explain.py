@@ -12,12 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastervit_trt.engines.explain import Finding, Work, explain, work_of_graph
-from fastervit_trt.engines.plan import Kind, PlanKernels, plan_kernels
+from fastervit_trt.engines.kernels import EngineKernels, Kind
+from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import bake_position_tables, deploy_form
-from fastervit_trt.export.fusion import BLOCK, block_of_module
+from fastervit_trt.export.fusion import block_of_module
+from fastervit_trt.export.graph import BLOCK
 from fastervit_trt.export.onnx_graph import _name_nodes
 from fastervit_trt.export.precision import Int8
 from fastervit_trt.export.quantisation.calibration import calibrate
@@ -190,7 +192,7 @@ def operators(nodes: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(name.split("/")[-1].rpartition("_")[0], outer.split("/")[0]) for name, outer in inner]
 
 
-def names(kernels: PlanKernels) -> list[tuple[Kind, list[tuple[str, str]]]]:
+def names(kernels: EngineKernels) -> list[tuple[Kind, list[tuple[str, str]]]]:
     return [(kernel.kind, operators(kernel.nodes)) for kernel in kernels.kernels]
 
 

@@ -13,9 +13,9 @@ from fastervit_trt.engines import rtx
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.precision import Bf16, Fp16
+from fastervit_trt.export.precision import Bf16, Fp8, Fp16, Int8
 
-pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
+builds = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
 
 BATCH, SHAPE = BatchRange(1, 4, 8), (3, 224, 224)
 
@@ -24,6 +24,7 @@ def build(onnx_path: Path, plan: Path, capability: str = "8.9", batch: BatchRang
     return build_rtx_engine(onnx_path, plan, RtxTarget.parse(capability), batch, "images", SHAPE)
 
 
+@builds
 @pytest.mark.parametrize(
     ("precision", "capability"), [("fp32", "8.6"), ("fp16", "7.5"), ("fp16", "8.9"), ("fp16", "12.0"), ("bf16", "8.9")]
 )
@@ -44,6 +45,7 @@ def test_builds_for_the_capability_asked(exports: Path, tmp_path: Path, precisio
     assert re.search(rf"sm_?{target.major}{target.minor}".encode(), content)
 
 
+@builds
 def test_static_batch_needs_no_profile(exports: Path, tmp_path: Path) -> None:
     graph = onnx.load(exports / "fp16" / "model.onnx")
     for value in (*graph.graph.input, *graph.graph.output):
@@ -52,6 +54,7 @@ def test_static_batch_needs_no_profile(exports: Path, tmp_path: Path) -> None:
     assert build(tmp_path / "static.onnx", tmp_path / "e", batch=BatchRange(4, 4, 4)).path.stat().st_size > 100_000
 
 
+@builds
 @pytest.mark.parametrize(
     ("operator", "block"),
     [("Gelu", "stages.2.blocks.0.hat_mlp.act"), ("LayerNormalization", "stages.3.blocks.0.norm1")],
@@ -69,6 +72,7 @@ def test_a_refused_node_is_named_with_its_block(exports: Path, tmp_path: Path, o
     assert not (tmp_path / "e").exists()
 
 
+@builds
 def test_an_operator_within_a_function_is_refused_with_the_block_of_the_call(exports: Path, tmp_path: Path) -> None:
     graph = onnx.load(exports / "fp16" / "model.onnx")
     (function,) = [f for f in graph.functions if f.name == "WindowAttention"]
@@ -79,6 +83,7 @@ def test_an_operator_within_a_function_is_refused_with_the_block_of_the_call(exp
         build(tmp_path / "broken.onnx", tmp_path / "e")
 
 
+@builds
 def test_mixed_types_are_refused_with_the_block(exports: Path, tmp_path: Path) -> None:
     graph = onnx.load(exports / "fp16" / "model.onnx")
     cast = next(n for n in graph.graph.node if n.op_type == "Cast" and n.input[0] == "images")
@@ -88,6 +93,7 @@ def test_mixed_types_are_refused_with_the_block(exports: Path, tmp_path: Path) -
         build(tmp_path / "mixed.onnx", tmp_path / "e")
 
 
+@builds
 def test_a_dying_worker_is_an_error_not_a_crash(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtx.sys, "executable", "/bin/false")
     with pytest.raises(FasterViTError, match=r"ended without an answer \(exit code 1\)"):
@@ -109,3 +115,20 @@ def test_turing_has_no_bf16() -> None:
     with pytest.raises(FasterViTError, match="no bf16"):
         RtxTarget.parse("7.5").check_precision(Bf16())
     RtxTarget.parse("7.5").check_precision(Fp16())
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6"])
+def test_fp8_is_refused_where_no_hardware_has_it(capability: str) -> None:
+    with pytest.raises(FasterViTError) as refused:
+        RtxTarget.parse(capability).check_precision(Fp8())
+    assert str(refused.value) == (
+        f"compute capability {capability} has no fp8; use --precision int8 or fp16, or 8.9 and later"
+    )
+    RtxTarget.parse(capability).check_precision(Int8())
+
+
+def test_what_surrounds_8_bits_needs_hardware_too() -> None:
+    with pytest.raises(FasterViTError, match=r"capability 7\.5 has no bf16; use --precision fp16, or 8\.0 and later"):
+        RtxTarget.parse("7.5").check_precision(Int8(base=Bf16()))
+    for capability in ("8.9", "12.0", "12.1"):
+        RtxTarget.parse(capability).check_precision(Fp8())

@@ -20,16 +20,17 @@ import torch
 from onnx import helper
 from torch import nn
 
-from fastervit_trt.engines.plan import Kind, plan_kernels
+from fastervit_trt.engines.kernels import Kind
+from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export import functions
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import Fuse, deploy_form
-from fastervit_trt.export.functions import UNSERVED, fused_calls, inline_functions
 from fastervit_trt.export.fusion import FusionReport
+from fastervit_trt.export.graph import UNSERVED, fused_calls, inline_functions, save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
+from fastervit_trt.export.onnx_graph import onnx_from_torch
 from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.models.hat import HATStage

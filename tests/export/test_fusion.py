@@ -20,8 +20,8 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import Fuse, deploy_form
-from fastervit_trt.export.functions import inline_functions
 from fastervit_trt.export.fusion import SIGNATURES, FusionReport, block_of_module, expected_operators
+from fastervit_trt.export.graph import inline_functions
 from fastervit_trt.export.onnx_graph import _trace_operator, onnx_from_torch
 from fastervit_trt.export.packed import PackedAttentionHalf, PackedWindowAttention
 from fastervit_trt.export.precision import FLOATS, TypedModel

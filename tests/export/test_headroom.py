@@ -14,11 +14,9 @@ from torch.nn import functional as F
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.functions import inline_functions
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.export.graph import BLOCK, inline_functions, save_onnx
 from fastervit_trt.export.headroom import block_ranges, find_overflow, first_non_finite, round_every_result
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import save_onnx
 from fastervit_trt.export.verify import verification_batches
 from fastervit_trt.plugins.operators import OPERATORS
 

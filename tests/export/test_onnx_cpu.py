@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from fastervit_trt.export import onnx_graph
+from fastervit_trt.export import graph
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession, widened_bfloat16
 
 
@@ -37,7 +37,7 @@ def test_a_twin_too_large_for_one_message_keeps_its_weights_beside_it(
     path = exports / "bf16" / "model.onnx"
     x = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
     (expected,) = OnnxCpuSession(path)(x)
-    monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(graph, "_EXTERNAL_DATA_BYTES", 1000)
     session = OnnxCpuSession(path)
     assert session.emulated
     assert np.array_equal(session(x)[0], expected)

@@ -7,11 +7,12 @@ import onnx
 import pytest
 import torch
 
-from fastervit_trt.export import onnx_graph
+from fastervit_trt.export import graph
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
+from fastervit_trt.export.onnx_graph import onnx_from_torch
 from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.models import create_model
 from tests.conftest import ROOT
@@ -67,7 +68,7 @@ def test_static_and_dynamic_batches(tmp_path: Path, text: str) -> None:
 
 
 def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(graph, "_EXTERNAL_DATA_BYTES", 1000)
     model = create_model("faster_vit_digits_s").eval()
     typed = TypedModel(deploy_form(model)[0], FLOATS["fp32"])
     files = save_onnx(onnx_from_torch(typed, (3, 224, 224), BatchRange(1, 1, 1)), tmp_path)

@@ -49,3 +49,11 @@ def test_moves_conversions_and_other_types_are_left_alone() -> None:
 def test_overflow_of_the_type_is_seen() -> None:
     with RoundedArithmetic(torch.float16):
         assert torch.isinf(torch.full((1,), 60000.0, dtype=torch.float16) * 2)
+
+
+def test_copies_in_place_are_rounded_where_they_are_written() -> None:
+    """By which streams are rounded: a copy that is lost would make the simulation's own error, and the budget, huge."""
+    x = torch.zeros(3, dtype=torch.float16)
+    with RoundedArithmetic(torch.float16):
+        x.copy_(torch.tensor([1.0, 1 + 2.0**-11, 3.0]))
+    assert x.tolist() == [1.0, 1.0, 3.0]

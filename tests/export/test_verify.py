@@ -13,8 +13,9 @@ from onnx import numpy_helper
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.onnx_graph import onnx_from_torch, save_onnx
+from fastervit_trt.export.onnx_graph import onnx_from_torch
 from fastervit_trt.export.precision import FLOATS, TypedModel
 from fastervit_trt.export.verify import Verification, expect, verification_batches, verify_onnx
 from fastervit_trt.models import FasterViT

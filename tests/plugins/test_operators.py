@@ -18,7 +18,8 @@ from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.packed import PackedHATStage
 from fastervit_trt.models import HATStage
 from fastervit_trt.models.geometry import StageGeometry
-from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, Operator
+from fastervit_trt.plugins.names import DOMAIN
+from fastervit_trt.plugins.operators import OPERATORS, Operator
 from tests.conftest import fill_from_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # tensors are small: threads cost more than they save

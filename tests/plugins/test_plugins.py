@@ -19,7 +19,8 @@ from torch import Tensor
 from fastervit_trt import __version__
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.kernels import TACTICS
-from fastervit_trt.plugins.operators import DOMAIN, OPERATORS, PLUGIN_VERSION, Operator
+from fastervit_trt.plugins.names import DOMAIN, PLUGIN_VERSION
+from fastervit_trt.plugins.operators import OPERATORS, Operator
 from tests.plugins.judgement import assert_as_good_as
 from tests.plugins.plugin_driver import Driver, Input, cuda_driver, emulated_driver, tensorrt_headers, unavailable
 from tests.plugins.test_operators import Sizes, inputs_of, result_shape

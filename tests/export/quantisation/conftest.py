@@ -26,7 +26,9 @@ from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
 from tests.conftest import on_one_thread
 
-NAME = "faster_vit_digits_s"
+pytest.register_assert_rewrite("tests.export.quantisation.graphs")
+
+NAME, SHAPE = "faster_vit_digits_s", (3, 224, 224)
 Rewrite = Callable[[ir.Model], None]
 
 
@@ -46,13 +48,13 @@ def digits_ranges(digits_s: nn.Module) -> Ranges:
     """Its ranges on 64 training images."""
     how, key = get_variant(NAME).preprocessing, CalibrationKey("", "", "", "", "", 64)
     with on_one_thread():  # a fixture of the package is made before those of the module
-        return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, (224, 224)), key)
+        return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, SHAPE[1:]), key)
 
 
 @pytest.fixture(scope="package")
 def held_out() -> list[Labelled]:
     """64 held-out digits with labels, in two batches."""
-    return list(islice(open_dataset("digits").batches(32, get_variant(NAME).preprocessing, (224, 224)), 2))
+    return list(islice(open_dataset("digits").batches(32, get_variant(NAME).preprocessing, SHAPE[1:]), 2))
 
 
 class QuantisedExports:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.fusion import BLOCK
+from fastervit_trt.export.graph import BLOCK
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.precision import Bf16, Fp16, Fp32, Int8Cpu
 from fastervit_trt.export.quantisation.cpu_form import CpuForm, grid_after_gelu, to_cpu_form
@@ -160,15 +160,12 @@ def test_the_grid_after_gelu_has_256_values_from_its_minimum_up(largest: float) 
     assert -0.17 < minimum < -0.1699
 
 
-@pytest.mark.parametrize("whole_byte", [True, False])
-def test_after_gelu_steps_are_half_as_wide(
-    quantised: ir.Model, digits_s: nn.Module, digits_ranges: Ranges, whole_byte: bool
-) -> None:
+def test_after_gelu_steps_are_half_as_wide(quantised: ir.Model, digits_s: nn.Module, digits_ranges: Ranges) -> None:
     signed = {
         o.block: number(quantised, f"{o.block}/{'Conv' if o.kind == 'convolution' else 'Gemm'}_0/input0_scale")
         for o in operands(digits_s)
     }
-    to_cpu_form(quantised, output_ranges(digits_s, digits_ranges), whole_byte_after_gelu=whole_byte)
+    to_cpu_form(quantised, output_ranges(digits_s, digits_ranges))
     found = {
         str(n.metadata_props[BLOCK]): [float(v.const_value.numpy()) for v in n.inputs[1:]]  # type: ignore[union-attr]
         for n in quantised.graph
@@ -177,7 +174,7 @@ def test_after_gelu_steps_are_half_as_wide(
     after_gelu = {block for block in signed if block.endswith((".conv2", ".fc2"))}
     assert len(after_gelu) == 5
     for block, scale in signed.items():
-        if block in after_gelu and whole_byte:
+        if block in after_gelu:
             assert found[block] == [*grid_after_gelu(127 * scale)]
             assert found[block][0] < 0.75 * scale
         else:

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from torch import nn
 
-from fastervit_trt.engines.plan import Kind, plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
-from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export import pipeline
-from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.deploy import deploy_form
-from fastervit_trt.export.fusion import BLOCK
-from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import (
-    FLOATS,
-    PRECISIONS,
-    Bf16,
-    Float,
-    Fp8,
-    Fp16,
-    Fp32,
-    Int8,
-    Precision,
-    Quantised,
-    get_calibrator,
-    get_float,
-    get_precision,
-)
+from fastervit_trt.export.graph import BLOCK
+from fastervit_trt.export.precision import Fp16, Int8, Precision
 from fastervit_trt.export.quantisation.operands import operands
-from fastervit_trt.export.quantisation.plan import PrecisionPlan, plan_precision
-from fastervit_trt.export.quantisation.qdq import insert_qdq
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.quantisation.scales import activation_scale, quantised_weights, weight_scales
-from fastervit_trt.export.quantisation.sensitivity import Labelled
-from fastervit_trt.export.quantisation.simulation import simulated
-from fastervit_trt.export.rounding import RoundedArithmetic
-from fastervit_trt.export.verify import expect_quantised
-from fastervit_trt.models.factory import ModelSpec
-from fastervit_trt.models.source import build_model, pretrained_source
-from tests.export.quantisation.conftest import NAME, QuantisedExports
+from fastervit_trt.export.quantisation.scales import quantised_weights, weight_scales
+from tests.export.quantisation.conftest import QuantisedExports
+from tests.export.quantisation.graphs import (
+    FORMS,
+    graph_of,
+    is_rounded,
+    nodes_of,
+    number,
+    pair_before,
+    producer,
+    products,
+    scale_of,
+)
 
-SHAPE = (3, 224, 224)
 WINDOWS = ("stages.2.blocks.0.attn", "stages.3.blocks.0.attn")
+
+
 # Where residual branches end → where the stream they are added to is calibrated.
 RESIDUALS = {
     "stages.0.blocks.0.conv2": "stages.0.blocks.0.conv1",
@@ -62,78 +40,15 @@ RESIDUALS = {
     "stages.3.blocks.0.attn.proj": "stages.3.blocks.0.norm1",
     "stages.3.blocks.0.mlp.fc2": "stages.3.blocks.0.norm2",
 }
-FORMS: dict[str, Quantised] = {
-    "int8": Int8(),
-    "fp8": Fp8(),
-    "int8 around fp32": Int8(base=Fp32()),
-    "int8, some": Int8(only=frozenset({"stages.0.blocks.0.conv2", "stages.3.blocks.0.attn.qkv"})),
-    "int8, attention": Int8(attention=True),
-    "fp8, attention": Fp8(attention=True),
-    "int8, residual sums": Int8(residual=True),
-    "fp8, residual sums": Fp8(residual=True),
-    "int8, all": Int8(attention=True, residual=True),
-}
+
+
 PLAIN = ["int8", "fp8", "int8 around fp32"]
+
+
 EIGHT_BITS = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
+
+
 BASES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A QuantizeLinear with its DequantizeLinear."""
-
-    source: ir.Value
-    scale: np.ndarray
-    zero: np.ndarray
-    nodes: tuple[ir.Node, ir.Node]
-
-
-def number(value: ir.Value | None) -> np.ndarray:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
-
-
-def producer(value: ir.Value | None, op_type: str) -> ir.Node:
-    assert value is not None
-    node = value.producer()
-    assert node is not None and node.op_type == op_type, f"{value.name} comes from {node}"
-    return node
-
-
-def is_rounded(value: ir.Value | None) -> bool:
-    node = value.producer() if value is not None else None
-    return node is not None and node.op_type == "DequantizeLinear"
-
-
-def pair_before(node: ir.Node, index: int) -> Pair:
-    """What input ``index`` of ``node`` is rounded by."""
-    back = producer(node.inputs[index], "DequantizeLinear")
-    narrow = producer(back.inputs[0], "QuantizeLinear")
-    assert narrow.inputs[1] is back.inputs[1] and narrow.inputs[2] is back.inputs[2]
-    assert narrow.inputs[0] is not None
-    return Pair(narrow.inputs[0], number(narrow.inputs[1]), number(narrow.inputs[2]), (narrow, back))
-
-
-def graph_of(exports: QuantisedExports, precision: Precision) -> ir.Model:
-    return ir.load(exports(precision).files[0])
-
-
-def products(graph: ir.Model) -> dict[str, ir.Node]:
-    """Convolutions and linear layers of the main graph, by block."""
-    return {str(n.metadata_props[BLOCK]): n for n in graph.graph if n.op_type in ("Conv", "Gemm")}
-
-
-def nodes_of(graph: ir.Model, *op_types: str) -> list[ir.Node]:
-    return [node for node in graph.graph if node.op_type in op_types]
-
-
-def scale_of(largest: float, precision: Quantised) -> float:
-    return float(activation_scale(largest, precision))
-
-
-def logits_of(path: Path, images: np.ndarray) -> np.ndarray:
-    (logits,) = OnnxCpuSession(path)(images)
-    return logits
 
 
 @pytest.mark.parametrize("form", PLAIN)
@@ -227,22 +142,6 @@ def test_only_the_chosen_layers_are_quantised(quantised_exports: QuantisedExport
     assert "2 layers, ranges by percentile from 64 images; in fp16: " in str(export.quantisation)
 
 
-def test_the_report_tells_what_stays_and_why(quantised_exports: QuantisedExports, digits_s: nn.Module) -> None:
-    export = quantised_exports(FORMS["int8, all"])
-    report = export.quantisation
-    assert report is not None
-    assert report.blocks == [o.block for o in operands(digits_s)]
-    assert {reason.split(":")[0]: blocks for reason, blocks in report.left.items()} == {
-        "stem or head": ["patch_embed.conv_down.0", "patch_embed.conv_down.3", "head"],
-        "grouped convolution": ["stages.2.global_tokenizer.pos"],
-        "within a fused operator": ["stages.2.blocks.0.hat_attn.qkv", "stages.2.blocks.0.hat_attn.proj"],
-    }
-    assert str(report).startswith("int8: 17 layers, attention, residual sums, ranges by percentile from 64 images; ")
-    assert str(report).endswith("LayerNorm, softmax")
-    facts = export.facts()["quantisation"]
-    assert (facts["type"], facts["base"], facts["calibration"]["images"]) == ("int8", "fp16", 64)
-
-
 @pytest.mark.parametrize("form", ["int8, attention", "fp8, attention"])
 def test_attention_on_request_rounds_q_k_v_and_the_softmax(
     quantised_exports: QuantisedExports, digits_ranges: Ranges, form: str
@@ -325,61 +224,6 @@ def test_every_node_says_which_block_it_belongs_to(quantised_exports: QuantisedE
         assert node.metadata_props[BLOCK] in blocks, node.name
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_graph_computes_what_the_simulation_does(
-    quantised_exports: QuantisedExports,
-    digits_s: nn.Module,
-    digits_ranges: Ranges,
-    held_out: list[Labelled],
-    form: str,
-) -> None:
-    export, images = quantised_exports(FORMS[form]), held_out[0][0]
-    assert export.verification.batches == (1, 2, 3)
-    assert export.verification.share_of_budget <= 1
-    with torch.inference_mode(), simulated(digits_s, FORMS[form], digits_ranges):
-        expected = digits_s(torch.from_numpy(images[:12])).numpy()
-    bounds = np.cumsum([0, 1, 3, 8])
-    session = OnnxCpuSession(export.files[0])
-    found = np.concatenate([session(images[a:b])[0] for a, b in itertools.pairwise(bounds)])
-    assert np.abs(found - expected).max() <= export.verification.budget
-    # the budget is small enough to mean something
-    assert export.verification.budget < {"int8": 0.1, "fp8": 0.2}[FORMS[form].name] * np.abs(expected).max()
-
-
-@pytest.mark.parametrize(
-    "precision", [Int8(base=Fp32()), Int8(base=Fp32(), attention=True)], ids=["plain", "attention"]
-)
-def test_around_float32_most_images_agree_to_the_last_digits(
-    quantised_exports: QuantisedExports,
-    digits_s: nn.Module,
-    digits_ranges: Ranges,
-    held_out: list[Labelled],
-    precision: Quantised,
-) -> None:
-    """Where no value falls between two steps, graph and simulation differ by float32's own rounding alone."""
-    images = held_out[0][0][:24]
-    session = OnnxCpuSession(quantised_exports(precision).files[0])
-    found = np.concatenate([session(images[i : i + 8])[0] for i in range(0, 24, 8)])
-    with torch.inference_mode():
-        exact = digits_s(torch.from_numpy(images)).numpy()
-        with simulated(digits_s, precision, digits_ranges):
-            expected = digits_s(torch.from_numpy(images)).numpy()
-    assert np.median(np.abs(found - expected).max(1)) < 1e-5
-    assert np.median(np.abs(exact - expected).max(1)) > 1e-2
-
-
-def test_the_simulation_leaves_the_model_as_it_was(
-    digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]
-) -> None:
-    images = torch.from_numpy(held_out[0][0][:2])
-    with torch.inference_mode():
-        before = digits_s(images)
-        for form in ("int8, all", "fp8"):
-            with simulated(digits_s, FORMS[form], digits_ranges):
-                assert not torch.equal(digits_s(images), before)
-            assert torch.equal(digits_s(images), before)
-
-
 @pytest.mark.parametrize("form", ["int8", "fp8"])
 def test_8_bits_are_half_the_weights_of_16(quantised_exports: QuantisedExports, digits_s: nn.Module, form: str) -> None:
     def size(precision: Precision) -> int:
@@ -391,197 +235,3 @@ def test_8_bits_are_half_the_weights_of_16(quantised_exports: QuantisedExports, 
     assert size(Fp16()) - size(FORMS[form]) == weights - scales - 1  # a zero point
     files = [quantised_exports(precision).files[0].stat().st_size for precision in (FORMS[form], Fp16())]
     assert files[0] < files[1]  # although nodes are added
-
-
-@pytest.mark.parametrize(
-    ("precision", "message"),
-    [
-        (Int8(only=frozenset({"stages.9.conv"})), "int8: stages.9.conv is no layer that can be quantised"),
-        (Fp8(only=frozenset({"head", "stages.0.blocks.0.conv1"})), "fp8: head is no layer that can be quantised"),
-    ],
-    ids=["nowhere", "left out"],
-)
-def test_layers_that_cannot_be_quantised_are_refused(
-    digits_s: nn.Module, digits_ranges: Ranges, precision: Quantised, message: str
-) -> None:
-    with pytest.raises(FasterViTError, match=re.escape(message)):
-        plan_precision(precision, digits_s, digits_ranges)
-
-
-def test_quantising_without_ranges_is_refused(digits_s: nn.Module) -> None:
-    with pytest.raises(FasterViTError, match="fp8 needs the ranges of activations; give --calibration-data DIR"):
-        plan_precision(Fp8(), digits_s, None)
-    assert plan_precision(Fp16(), digits_s, None).report is None
-
-
-def test_a_precision_without_a_handler_is_refused(digits_s: nn.Module) -> None:
-    class Ternary(Precision):
-        name = "ternary"
-
-    with pytest.raises(FasterViTError, match="no handler for precision Ternary; register one with plan_precision"):
-        plan_precision(Ternary(), digits_s, None)
-
-
-@pytest.mark.parametrize(
-    ("precision", "tensor"),
-    [
-        (Int8(), "stages.2.blocks.0.mlp.fc1"),
-        (Int8(attention=True), "stages.3.blocks.0.attn:k"),
-        (Int8(residual=True), "stages.2.blocks.0.norm2"),
-        (Int8(residual=True), "stages.1.blocks.0.conv2:output"),
-    ],
-)
-def test_a_tensor_without_a_range_is_named(
-    quantised_exports: QuantisedExports, digits_ranges: Ranges, precision: Quantised, tensor: str
-) -> None:
-    rows = {name: row for name, row in digits_ranges.rows.items() if name != tensor}
-    assert len(rows) == len(digits_ranges.rows) - 1
-    incomplete = replace(digits_ranges, rows=rows)
-    with pytest.raises(FasterViTError, match=re.escape(f"the calibration has no range for {tensor}; calibrate this")):
-        quantised_exports.make(precision, incomplete)
-    # nor does the graph's rewrite do without
-    quantised_exports(Int8())
-    blocks = [o for o in products(quantised_exports.traced["fp16"]) if o in digits_ranges.rows]
-    with pytest.raises(FasterViTError, match=re.escape(f"no range for {tensor};")):
-        insert_qdq(quantised_exports.traced["fp16"].clone(), blocks, precision, incomplete)
-
-
-def test_a_layer_that_the_graph_lacks_is_named(quantised_exports: QuantisedExports, digits_ranges: Ranges) -> None:
-    quantised_exports(Int8())
-    with pytest.raises(
-        FasterViTError, match=r"no convolution or matrix product for stages\.2\.blocks\.0\.norm1, which"
-    ):
-        insert_qdq(quantised_exports.traced["fp16"].clone(), ["stages.2.blocks.0.norm1"], Int8(), digits_ranges)
-
-
-# What goes wrong, in a graph that is otherwise right.
-def doubled(name: str) -> Callable[[ir.Model], None]:
-    def change(graph: ir.Model) -> None:
-        value = graph.graph.initializers[name]
-        value.const_value = ir.tensor(number(value) * number(value).dtype.type(2), name=name)
-
-    return change
-
-
-def swapped_channels(name: str) -> Callable[[ir.Model], None]:
-    def change(graph: ir.Model) -> None:
-        value = graph.graph.initializers[name]
-        value.const_value = ir.tensor(np.roll(number(value), 1, axis=0), name=name)
-
-    return change
-
-
-WRONG: dict[str, tuple[Precision, Callable[[ir.Model], None]]] = {
-    "a scale of weights": (Int8(), doubled("stages.1.blocks.0.conv1/Conv_0/weight_scale")),
-    "a scale of weights in fp8": (Fp8(), doubled("stages.3.blocks.0.mlp.fc1/Gemm_0/weight_scale")),
-    "a scale of a linear layer": (Int8(), doubled("stages.2.blocks.0.attn.qkv/Gemm_0/weight_scale")),
-    "a scale of an input": (Int8(), doubled("stages.0.blocks.0.conv1/Conv_0/input0_scale")),
-    "scales of other channels": (
-        Int8(base=Fp32()),
-        swapped_channels("stages.3.blocks.0.attn.proj/Gemm_0/weight_scale"),
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_graph_is_not_let_through(
-    quantised_exports: QuantisedExports, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    precision, change = WRONG[kind]
-    real = pipeline.plan_precision
-
-    def spoilt(precision: Precision, deployed: nn.Module, ranges: Ranges | None) -> PrecisionPlan:
-        plan = real(precision, deployed, ranges)
-
-        def rewrite(graph: ir.Model) -> None:
-            plan.rewrite(graph)
-            change(graph)
-
-        return replace(plan, rewrite=rewrite)
-
-    monkeypatch.setattr(pipeline, "plan_precision", spoilt)
-    with pytest.raises(
-        FasterViTError, match=r"graph differs from PyTorch; worst point: logits\[\d, \d\] of \w+ images"
-    ):
-        quantised_exports.make(precision)
-
-
-def test_a_deploy_form_that_computes_something_else_is_not_quantised(digits_ranges: Ranges) -> None:
-    """Its simulation would agree with its graph."""
-    model, _ = build_model(ModelSpec(NAME), pretrained_source(NAME))
-    deployed, _ = deploy_form(model)
-    plan = plan_precision(Int8(), deployed, digits_ranges)
-    with torch.no_grad():
-        deployed.get_submodule("head").weight *= 1.01  # type: ignore[operator]
-    with pytest.raises(FasterViTError, match="the deploy form differs from the model by"):
-        expect_quantised(model, deployed, plan, BatchRange(1, 4, 8), SHAPE)
-
-
-def test_copies_in_place_are_rounded_where_they_are_written() -> None:
-    """By which streams are rounded: a copy that is lost would make the simulation's own error, and the budget, huge."""
-    x = torch.zeros(3, dtype=torch.float16)
-    with RoundedArithmetic(torch.float16):
-        x.copy_(torch.tensor([1.0, 1 + 2.0**-11, 3.0]))
-    assert x.tolist() == [1.0, 1.0, 3.0]
-
-
-@pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
-@pytest.mark.parametrize(
-    ("form", "capability", "kinds"),
-    [
-        ("int8", "8.9", ["convolution", "linear"]),
-        ("fp8", "8.9", ["convolution", "linear"]),
-        ("int8", "7.5", ["linear"]),
-    ],
-)
-def test_tensorrt_takes_quantised_layers_for_what_they_are(
-    quantised_exports: QuantisedExports,
-    digits_s: nn.Module,
-    tmp_path: Path,
-    form: str,
-    capability: str,
-    kinds: list[str],
-) -> None:
-    """Scales and weights are part of the product's kernel; for 7.5 convolutions of so few channels stay in 16 bits."""
-    target = RtxTarget.parse(capability)
-    target.check_precision(FORMS[form])
-    path = quantised_exports(FORMS[form]).files[0]
-    engine = build_rtx_engine(path, tmp_path / "plan", target, BatchRange(1, 4, 8), "images", SHAPE)
-    assert engine.layers > 100
-    plan = plan_kernels(engine.path)
-    assert plan.targets == (target.sm,)
-    kernels = [k for k in plan.kernels if k.kind in (Kind.GEMM, Kind.CONVOLUTION)]
-    dequantised = [[node.split("/")[0] for node in k.nodes if "/DequantizeLinear_" in node] for k in kernels]
-    found = {block for names in dequantised for block in names if names.count(block) == 2}  # input and weights
-    assert found == {o.block for o in operands(digits_s) if o.kind in kinds}
-
-
-@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6"])
-def test_fp8_is_refused_where_no_hardware_has_it(capability: str) -> None:
-    with pytest.raises(FasterViTError) as refused:
-        RtxTarget.parse(capability).check_precision(Fp8())
-    assert str(refused.value) == (
-        f"compute capability {capability} has no fp8; use --precision int8 or fp16, or 8.9 and later"
-    )
-    RtxTarget.parse(capability).check_precision(Int8())
-
-
-def test_what_surrounds_8_bits_needs_hardware_too() -> None:
-    with pytest.raises(FasterViTError, match=r"capability 7\.5 has no bf16; use --precision fp16, or 8\.0 and later"):
-        RtxTarget.parse("7.5").check_precision(Int8(base=Bf16()))
-    for capability in ("8.9", "12.0", "12.1"):
-        RtxTarget.parse(capability).check_precision(Fp8())
-
-
-def test_precisions_are_found_by_name() -> None:
-    assert {name: get_precision(name) for name in PRECISIONS} == PRECISIONS
-    assert {"fp32", "fp16", "bf16", "int8", "fp8"} <= PRECISIONS.keys()
-    assert {name: get_float(name) for name in FLOATS} == FLOATS
-    assert isinstance(Int8().arithmetic, Float) and Int8(base=Bf16()).arithmetic == Bf16()
-    for name, find, message in (
-        ("int4", get_precision, "unknown precision 'int4'; choose one of fp32, fp16, bf16, int8, "),
-        ("int8", get_float, "'int8' is no floating-point precision; choose one of fp32, fp16, bf16"),
-        ("median", get_calibrator, "unknown calibrator 'median'; choose one of max, percentile, entropy, mse"),
-    ):
-        with pytest.raises(FasterViTError, match=re.escape(message)):
-            find(name)
