@@ -19,10 +19,10 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.console import track
+from fastervit_trt.engines.runtime import Engine
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange, run_padded
+from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import OUTPUT
-from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.host import cpu_name, versions
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import LabelledImages
@@ -44,19 +44,20 @@ class Subject:
 
     folder: Path
     manifest: Manifest
-    session: OnnxCpuSession
+    engine: Engine
 
     @property
     def batch(self) -> BatchRange:
-        return BatchRange.parse(self.manifest.batch)
+        return self.engine.batch
 
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(**self.manifest.preprocessing)
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Logits for any number of images, padding the last call of a static batch."""
-        return run_padded(lambda chunk: self.session(chunk)[0], self.batch, images)
+        """Logits for any number of images."""
+        logits: np.ndarray = self.engine(images)[0]
+        return logits
 
 
 def open_subject(folder: Path, threads: int) -> Subject:
@@ -67,7 +68,7 @@ def open_subject(folder: Path, threads: int) -> Subject:
     """
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
-    return Subject(folder, manifest, OnnxCpuSession(folder / _ONNX, threads))
+    return Subject(folder, manifest, Engine.load(folder, backend="ort-cpu", threads=threads))
 
 
 def measure(
@@ -156,7 +157,7 @@ def _timers(subject: Subject, data: LabelledImages | None, batch: int) -> tuple[
         some, _ = next(iter(data.batches(min(batch, len(data)), subject.preprocessing, resolution)))
         images = np.resize(some, (batch, *some.shape[1:]))
     small = np.ascontiguousarray(images[: subject.batch.minimum])
-    return Timer(partial(subject.session, small), len(small)), Timer(partial(subject.session, images), batch)
+    return Timer(partial(subject.engine, small), len(small)), Timer(partial(subject.engine, images), batch)
 
 
 def _row(
@@ -170,11 +171,11 @@ def _row(
     load_before: float | None,
 ) -> BenchmarkRow:
     manifest, installed = subject.manifest, versions()
-    emulated = subject.session.emulated
+    emulated = subject.engine.emulated
     return BenchmarkRow(
         model=manifest.model,
         precision=manifest.precision,
-        backend="ort-cpu",
+        backend=subject.engine.backend,
         resolution="x".join(str(side) for side in manifest.resolution),
         parameters=manifest.graph["deploy"]["parameters_after"],
         dataset=data.name if data else None,

@@ -20,9 +20,10 @@ from rich.table import Table
 from fastervit_trt.artifacts import new_file, write_csv
 from fastervit_trt.benchmarks.plain import plain_export, random_model
 from fastervit_trt.console import command_app, console, run_command, say, step
+from fastervit_trt.engines.build import BuiltEngine
 from fastervit_trt.engines.kernels import EngineKernels, Kind
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import INPUT, save_onnx
@@ -138,7 +139,7 @@ def _row(
     resolution: tuple[int, int],
     batch: BatchRange,
     nodes: int,
-    engine: RtxEngine,
+    engine: BuiltEngine,
 ) -> PlanKernelsRow:
     kernels = plan_kernels(engine.path)
     return PlanKernelsRow(
@@ -147,7 +148,7 @@ def _row(
         precision=precision.name,
         resolution="x".join(str(side) for side in resolution),
         batch=str(batch),
-        compute_capability=str(engine.target),
+        compute_capability=engine.compute_capability,
         launches=kernels.launches,
         **_counts(kernels),
         generated=kernels.generated,
@@ -157,7 +158,7 @@ def _row(
         plan_mb=round(engine.path.stat().st_size / 1e6, 1),
         build_seconds=engine.seconds,
         torch=versions()["torch"],
-        tensorrt_rtx=engine.tensorrt_rtx,
+        tensorrt_rtx=engine.version,
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

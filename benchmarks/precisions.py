@@ -25,6 +25,7 @@ from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, console, run_command, say, track
+from fastervit_trt.engine_choice import choose_engines
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
@@ -134,7 +135,7 @@ def _export(
         weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange(1, _BATCH, 32),
-        targets=() if isinstance(precision, Int8Cpu) else (RtxTarget.parse(_CAPABILITY),),
+        engines=choose_engines("none" if isinstance(precision, Int8Cpu) else "rtx", [_CAPABILITY], use_cache=False),
         output=folder,
         calibration=CalibrationRequest("digits", _CALIBRATION_IMAGES, cache),
         validation="digits",

@@ -18,12 +18,13 @@ from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
 from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.export.graph import BLOCK, shape_at
 
-__all__ = ["Finding", "Work", "explain", "work_of_graph"]
+__all__ = ["ATTENTIONS", "Finding", "Work", "explain", "work_of_graph"]
 
 # TensorRT 10's written limit for fused INT8 attention (NVIDIA/TensorRT issues 2981 and 4167).
 _INT8_ATTENTION_DIMS = (16, 32, 64)
-_ATTENTIONS = ("WindowAttention", "FusedWindowAttention", "CarrierAttention")
+ATTENTIONS = ("WindowAttention", "FusedWindowAttention", "CarrierAttention")
 _PRODUCTS = (Kind.GEMM, Kind.CONVOLUTION, Kind.ATTENTION)
+_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "INT8": "int8", "FLOAT8E4M3FN": "fp8"}
 _NAMED = 3  # blocks in a sentence
 _BATCH = 2  # at which shapes of a dynamic batch are looked at
 
@@ -43,10 +44,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Work:
-    """Multiplications of one block per image, and the type they run in."""
+    """Multiplications of one node per image, and the type it asks for."""
 
+    node: str
     block: str
-    type: str
+    type: str  # fp32, fp16, bf16, int8 or fp8
     macs: int
 
 
@@ -75,14 +77,16 @@ def work_of_graph(model: ir.Model) -> list[Work]:
     batch = sides[0] if isinstance(sides[0], int) else _BATCH
     work = ((node, _macs(node, batch)) for node in model.graph)
     return [
-        Work(str(node.metadata_props[BLOCK]), _type(node), macs // batch) for node, macs in work if macs is not None
+        Work(str(node.name), str(node.metadata_props[BLOCK]), _type(node), macs // batch)
+        for node, macs in work
+        if macs is not None
     ]
 
 
 def _of_graph(model: ir.Model) -> Iterator[Finding]:
     work = work_of_graph(model)
     total = sum(w.macs for w in work)
-    wide = [w for w in work if w.type not in ("int8", "float8e4m3fn")]
+    wide = [w for w in work if w.type not in ("int8", "fp8")]
     if total and wide:
         macs: Counter[str] = Counter()
         for w in wide:
@@ -95,7 +99,7 @@ def _of_graph(model: ir.Model) -> Iterator[Finding]:
         )
     dims = defaultdict(list)
     for node in model.graph:
-        if node.op_type in _ATTENTIONS and (dim := _head_dim(node)) not in _INT8_ATTENTION_DIMS:
+        if node.op_type in ATTENTIONS and (dim := _head_dim(node)) not in _INT8_ATTENTION_DIMS:
             dims[dim].append(str(node.metadata_props[BLOCK]))
     for dim, blocks in sorted(dims.items()):
         yield Finding(
@@ -155,7 +159,7 @@ def _blocks(kernels: list[Kernel], operators: tuple[str, ...]) -> tuple[str, ...
 
 def _macs(node: ir.Node, batch: int) -> int | None:
     """Multiplications of ``node``; None where it is no product."""
-    if node.op_type not in (*_ATTENTIONS, "Conv", "Gemm", "MatMul"):
+    if node.op_type not in (*ATTENTIONS, "Conv", "Gemm", "MatMul"):
         return None
     shapes, result = _shapes(node, batch), node.outputs[0]
     if result.shape is None or len(shapes) < 2:  # within attention that was written out
@@ -191,7 +195,7 @@ def _type(node: ir.Node) -> str:
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         value = producer.inputs[0]
-    return "" if value is None or value.dtype is None else value.dtype.name.lower()
+    return "" if value is None or value.dtype is None else _TYPES.get(value.dtype.name, value.dtype.name.lower())
 
 
 def _size(shape: tuple[int, ...]) -> int:

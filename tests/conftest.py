@@ -87,6 +87,16 @@ def module_on_one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Cache and keys of the run, not of the user."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTERVIT_TRT_CACHE", str(folder / "cache"))
+        patch.setenv("FASTERVIT_TRT_KEYS", str(folder / "keys"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``exports / "fp32"``, "fp16" and "bf16": the smallest digits model, dynamic batch 1:4:8, engine for 8.9."""

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -71,14 +71,14 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise FasterViTError(f"'{path}' is damaged ({error}); export the model again") from error
 
-    def check_files(self, folder: Path) -> None:
-        """Compare every listed file with its recorded hash.
+    def check_files(self, folder: Path, names: Iterable[str] | None = None) -> None:
+        """Compare listed files with their recorded hashes: ``names``, or all of them.
 
         Raises:
             FasterViTError: names the first file that is missing or was changed.
         """
-        for name, entry in self.files.items():
-            path = folder / name
+        for name in self.files if names is None else names:
+            path, entry = folder / name, self.files[name]
             if not path.is_file():
                 raise FasterViTError(f"'{path}' is missing though the manifest lists it; export the model again")
             if sha256_file(path) != entry["sha256"]:

@@ -11,10 +11,11 @@ import numpy as np
 from torch import nn
 
 from fastervit_trt.artifacts import Manifest, file_entry, new_file, new_folder, write_csv
+from fastervit_trt.building import EngineResult, Graph, make_engine
 from fastervit_trt.calibrating import CalibrationRequest, ranges_provider
-from fastervit_trt.console import progress_bar, step
-from fastervit_trt.engines.explain import explain
-from fastervit_trt.engines.rtx import RtxEngine, RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.console import step
+from fastervit_trt.engine_choice import EngineChoice
+from fastervit_trt.engines.signing import sign_record
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.deploy import get_fuse
@@ -49,7 +50,7 @@ class ExportRequest:
     weights: WeightSource
     precision: Precision
     batch: BatchRange
-    targets: tuple[RtxTarget, ...]
+    engines: EngineChoice
     output: Path
     fuse: str = "window-attention"  # what becomes one operator in every window
     pad_heads_to: int | None = None  # multiple of head dims
@@ -71,7 +72,6 @@ def export_model(request: ExportRequest) -> Manifest:
     fuse = get_fuse(request.fuse)
     validation = _check(request)
     spec, config = request.model, request.model.config()
-    skipped = rtx_unavailable_reason() if request.targets else "not asked for (--compute-capability none)"
     tolerated: list[str] = []
     with ExitStack() as stack:
         folder = stack.enter_context(new_folder(request.output, overwrite=request.overwrite))
@@ -103,8 +103,9 @@ def export_model(request: ExportRequest) -> Manifest:
         judgement = None if validation is None else _judge(request, weights, graph.files[0], validation)
         release_memory()
         tables = decision.write_tables(folder)
-        engines = [] if skipped else [_build(graph.files[0], folder, t, request.batch, config) for t in request.targets]
-        written = (*graph.files, *tables, *(e.path for e in engines))
+        built = _build(request, graph, folder, config)
+        written = (*graph.files, *tables, *(path for result in built for path in result.files))
+        files = {path.name: file_entry(path) for path in written}
         manifest = Manifest(
             model=spec.name,
             spec=spec.record(),
@@ -119,9 +120,9 @@ def export_model(request: ExportRequest) -> Manifest:
             graph=graph.facts(),
             verification=asdict(graph.verification),
             accuracy=None if judgement is None else judgement.record(),
-            engines=[_engine_record(engine, graph) for engine in engines],
-            engines_skipped=skipped,
-            files={path.name: file_entry(path) for path in written},
+            engines=[sign_record(result.record, files) for result in built],
+            engines_skipped=request.engines.skipped,
+            files=files,
             versions=versions(),
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             notices=[_NVIDIA_NOTICE] if weights.kind in ("checkpoint", "official") else [],
@@ -133,8 +134,7 @@ def export_model(request: ExportRequest) -> Manifest:
 
 def _check(request: ExportRequest) -> LabelledImages | None:
     """Refuse what cannot succeed before anything is computed; the validation data, if there are any."""
-    for target in request.targets:
-        target.check_precision(request.precision)
+    request.engines.check_precision(request.precision)
     if isinstance(request.precision, Quantised):
         request.calibration.check()
     if request.mixed is not None:
@@ -211,31 +211,14 @@ def _judge(request: ExportRequest, weights: WeightSource, path: Path, data: Labe
     return judgement
 
 
-def _build(onnx_path: Path, folder: Path, target: RtxTarget, batch: BatchRange, config: FasterViTConfig) -> RtxEngine:
-    shape = (config.in_chans, *config.resolution)
-    with progress_bar() as progress:
-        task = progress.add_task(f"TensorRT-RTX engine for compute capability {target}", total=None)
-
-        def show(phase: str, done: int, total: int) -> None:
-            progress.update(
-                task, description=f"TensorRT-RTX {target}: {phase.lower()}", completed=done, total=total or None
-            )
-
-        plan = folder / f"model.rtx-{target.sm}.engine"
-        engine = build_rtx_engine(onnx_path, plan, target, batch, INPUT, shape, show)
-        progress.update(task, description=f"TensorRT-RTX engine for {target}", completed=1, total=1)
-    return engine
-
-
-def _engine_record(engine: RtxEngine, graph: ExportedGraph) -> dict[str, object]:
-    against = [] if graph.quantisation is None else explain(graph.files[0], engine.path)
-    return {
-        "file": engine.path.name,
-        "runtime": "tensorrt-rtx",
-        "version": engine.tensorrt_rtx,
-        "compute_capability": str(engine.target),
-        "layers": engine.layers,
-        "build_seconds": engine.seconds,
-        "build_peak_rss_mib": engine.peak_rss_mib,
-        "against_8_bits": [asdict(finding) for finding in against],
-    }
+def _build(request: ExportRequest, graph: ExportedGraph, folder: Path, config: FasterViTConfig) -> list[EngineResult]:
+    source = Graph(
+        onnx=graph.files[0],
+        precision="mixed" if request.mixed else request.precision.name,
+        input_name=INPUT,
+        image_shape=(config.in_chans, *config.resolution),
+        batch=request.batch,
+        outputs=tuple(graph.outputs),
+        quantised=graph.quantisation is not None,
+    )
+    return [make_engine(source, engine, folder) for engine in request.engines.requests]

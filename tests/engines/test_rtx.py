@@ -9,8 +9,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from fastervit_trt.engines import rtx
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.engines import build as build_module
+from fastervit_trt.engines.build import BuildRequest, BuiltEngine, build_engine
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.precision import Bf16, Fp8, Fp16, Int8
@@ -20,7 +21,7 @@ builds = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx
 BATCH, SHAPE = BatchRange(1, 4, 8), (3, 224, 224)
 
 
-def build(onnx_path: Path, plan: Path, capability: str = "8.9", batch: BatchRange = BATCH) -> rtx.RtxEngine:
+def build(onnx_path: Path, plan: Path, capability: str = "8.9", batch: BatchRange = BATCH) -> BuiltEngine:
     return build_rtx_engine(onnx_path, plan, RtxTarget.parse(capability), batch, "images", SHAPE)
 
 
@@ -32,10 +33,11 @@ def test_builds_for_the_capability_asked(exports: Path, tmp_path: Path, precisio
     seen: list[tuple[str, int, int]] = []
     plan = tmp_path / "model.engine"
     target = RtxTarget.parse(capability)
-    engine = build_rtx_engine(
-        exports / precision / "model.onnx", plan, target, BATCH, "images", SHAPE, lambda *step: seen.append(step)
+    request = BuildRequest(
+        exports / precision / "model.onnx", plan, "tensorrt-rtx", precision, "images", SHAPE, (BATCH,), capability
     )
-    assert engine.tensorrt_rtx == importlib.metadata.version("tensorrt-rtx")
+    engine = build_engine(request, lambda *step: seen.append(step))
+    assert engine.version == importlib.metadata.version("tensorrt-rtx")
     assert engine.layers > 100
     assert 100 < engine.peak_rss_mib < 8000
     assert {phase for phase, _, _ in seen} >= {"parsing", "Building engine"}
@@ -95,7 +97,7 @@ def test_mixed_types_are_refused_with_the_block(exports: Path, tmp_path: Path) -
 
 @builds
 def test_a_dying_worker_is_an_error_not_a_crash(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtx.sys, "executable", "/bin/false")
+    monkeypatch.setattr(build_module.sys, "executable", "/bin/false")
     with pytest.raises(FasterViTError, match=r"ended without an answer \(exit code 1\)"):
         build(exports / "fp16" / "model.onnx", tmp_path / "e")
 
@@ -113,22 +115,22 @@ def test_other_gpus_are_refused(text: str) -> None:
 
 def test_turing_has_no_bf16() -> None:
     with pytest.raises(FasterViTError, match="no bf16"):
-        RtxTarget.parse("7.5").check_precision(Bf16())
-    RtxTarget.parse("7.5").check_precision(Fp16())
+        check_precision("7.5", Bf16())
+    check_precision("7.5", Fp16())
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6"])
 def test_fp8_is_refused_where_no_hardware_has_it(capability: str) -> None:
     with pytest.raises(FasterViTError) as refused:
-        RtxTarget.parse(capability).check_precision(Fp8())
+        check_precision(capability, Fp8())
     assert str(refused.value) == (
         f"compute capability {capability} has no fp8; use --precision int8 or fp16, or 8.9 and later"
     )
-    RtxTarget.parse(capability).check_precision(Int8())
+    check_precision(capability, Int8())
 
 
 def test_what_surrounds_8_bits_needs_hardware_too() -> None:
     with pytest.raises(FasterViTError, match=r"capability 7\.5 has no bf16; use --precision fp16, or 8\.0 and later"):
-        RtxTarget.parse("7.5").check_precision(Int8(base=Bf16()))
+        check_precision("7.5", Int8(base=Bf16()))
     for capability in ("8.9", "12.0", "12.1"):
-        RtxTarget.parse(capability).check_precision(Fp8())
+        check_precision(capability, Fp8())

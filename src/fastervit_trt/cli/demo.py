@@ -21,7 +21,7 @@ from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.cli.bench import print_rows
 from fastervit_trt.cli.export import print_export
 from fastervit_trt.console import command_app, console, run_command, say
-from fastervit_trt.engines.rtx import RtxTarget
+from fastervit_trt.engine_choice import choose_engines
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.precision import Fp16, Fp32, Int8Cpu, Precision
 from fastervit_trt.host import usable_cpus
@@ -72,7 +72,7 @@ def _export(name: str, precision: Precision, folder: Path) -> None:
         weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange.parse("1:8:32"),
-        targets=() if isinstance(precision, Int8Cpu) else (RtxTarget.parse("8.9"),),
+        engines=choose_engines("none" if isinstance(precision, Int8Cpu) else "rtx", ["8.9"]),
         calibration=CalibrationRequest("digits"),
         output=folder,
         overwrite=True,

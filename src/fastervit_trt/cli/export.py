@@ -12,9 +12,9 @@ import typer
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.calibrating import CalibrationRequest
+from fastervit_trt.cli.printing import print_engine
 from fastervit_trt.console import command_app, run_command, say
-from fastervit_trt.engines.explain import Finding
-from fastervit_trt.engines.rtx import RtxTarget
+from fastervit_trt.engine_choice import choose_engines, parse_capabilities, parse_plugin_choice
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.fusion import FusionReport
@@ -114,9 +114,20 @@ def export_command(
     target: Annotated[
         str, typer.Option(help="gpu, or cpu: int8 in the form ONNX Runtime's CPU provider runs fastest.")
     ] = "gpu",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Engines to build: tensorrt, for this machine's GPU; rtx (TensorRT-RTX), ahead of time, without one; "
+            "none; or auto, the first of these that can be built here."
+        ),
+    ] = "auto",
     compute_capability: Annotated[
-        str, typer.Option(help="TensorRT-RTX engines to build, comma-separated (8.6,8.9,12.0), or none.")
+        str, typer.Option(help="GPUs to build TensorRT-RTX engines for, comma-separated (8.6,8.9,12.0), or none.")
     ] = "8.9",
+    plugins: Annotated[
+        str, typer.Option(help="auto, on or off: the fused operators as kernels of this project, in TensorRT engines.")
+    ] = "auto",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build engines even if they were built before.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder to write; MODEL-PRECISION by default.")] = None,
     save_checkpoint: Annotated[
         Path | None, typer.Option(help="Write the weights as loaded to this .safetensors file, too.")
@@ -148,17 +159,23 @@ def export_command(
     if mixed and target == "cpu":
         raise FasterViTError("a mixture weighs times on a GPU; use --precision int8 with --target cpu")
     output = output or Path(f"{model}-{precision if mixed else typed.name}")
-    targets = () if isinstance(typed, Int8Cpu) else _targets(compute_capability)
+    capabilities = parse_capabilities(compute_capability)
+    engines = choose_engines(
+        "none" if isinstance(typed, Int8Cpu) else runtime,
+        capabilities,
+        parse_plugin_choice(plugins),
+        use_cache=not no_cache,
+    )
     request = ExportRequest(
         model=spec,
         weights=_weights(model, checkpoint, pretrained, random_init),
         precision=typed,
         batch=BatchRange.parse(batch),
-        targets=targets,
+        engines=engines,
         calibration=CalibrationRequest(calibration_data, calibration_images, calibration_cache),
         validation=validation_data,
         max_accuracy_drop=max_accuracy_drop,
-        mixed=_mixed(accuracy_budget, block_times, targets, output),
+        mixed=_mixed(accuracy_budget, block_times, capabilities, output),
         fuse=fuse,
         pad_heads_to=pad_head_dims,
         inline=inline,
@@ -190,13 +207,7 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     for note in manifest.weights["tolerated"]:
         say(f"  tolerated: {note}")
     for engine in manifest.engines:
-        size = manifest.files[engine["file"]]["bytes"] / 1e6
-        say(
-            f"  engine: {engine['file']}, {size:.1f} MB, TensorRT-RTX {engine['version']}, built in "
-            f"{engine['build_seconds']:.1f} s, peak {engine['build_peak_rss_mib']} MiB"
-        )
-        for finding in engine["against_8_bits"]:
-            say(f"    against 8 bits: {Finding(**finding)}")
+        print_engine(engine, manifest.files[engine["file"]]["bytes"])
     if manifest.engines_skipped:
         say(f"  no engine: {manifest.engines_skipped}")
     for notice in manifest.notices:
@@ -224,13 +235,11 @@ def _for_cpu(precision: Precision) -> Precision:
     return Int8Cpu(calibrator=precision.calibrator, attention=precision.attention, residual=precision.residual)
 
 
-def _mixed(
-    budget: float | None, times: Path | None, targets: tuple[RtxTarget, ...], output: Path
-) -> MixedRequest | None:
+def _mixed(budget: float | None, times: Path | None, capabilities: Sequence[str], output: Path) -> MixedRequest | None:
     if budget is None:
         return None
     record = output.with_name(f"{output.name}.search.jsonl")
-    return MixedRequest(budget, times, str(targets[0]) if targets else "8.9", record)
+    return MixedRequest(budget, times, capabilities[0] if capabilities else "8.9", record)
 
 
 def _weights(model: str, checkpoint: Path | None, pretrained: bool, random_init: bool) -> WeightSource:
@@ -239,12 +248,6 @@ def _weights(model: str, checkpoint: Path | None, pretrained: bool, random_init:
     if checkpoint is not None:
         return WeightSource.checkpoint(checkpoint)
     return pretrained_source(model) if pretrained else WeightSource.random()
-
-
-def _targets(text: str) -> tuple[RtxTarget, ...]:
-    if text.strip().lower() == "none":
-        return ()
-    return tuple(dict.fromkeys(RtxTarget.parse(part.strip()) for part in text.split(",")))
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision, rtx_unavailable_reason
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.quantisation.operands import operands
 from tests.export.quantisation.conftest import SHAPE, QuantisedExports
@@ -35,7 +35,7 @@ def test_tensorrt_takes_quantised_layers_for_what_they_are(
 ) -> None:
     """Scales and weights are part of the product's kernel; for 7.5 convolutions of so few channels stay in 16 bits."""
     target = RtxTarget.parse(capability)
-    target.check_precision(FORMS[form])
+    check_precision(capability, FORMS[form])
     path = quantised_exports(FORMS[form]).files[0]
     engine = build_rtx_engine(path, tmp_path / "plan", target, BatchRange(1, 4, 8), "images", SHAPE)
     assert engine.layers > 100

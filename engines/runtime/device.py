@@ -1,0 +1,104 @@
+"""What running an engine asks of a GPU: memory, streams, events, copies, graphs. PyCUDA gives it, or a simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["CaptureFailedError", "Device", "Event", "Graph", "Memory", "Pinned", "Stream"]
+
+
+class CaptureFailedError(Exception):
+    """Work that cannot become a CUDA graph; running it without one remains possible."""
+
+
+class Memory(Protocol):
+    """Device memory at ``address``, until freed."""
+
+    @property
+    def address(self) -> int: ...
+
+    def free(self) -> None: ...
+
+
+class Pinned(Protocol):
+    """Page-locked host memory, which is copied without the host's help; nobody may hold ``array`` once it is freed."""
+
+    @property
+    def array(self) -> np.ndarray: ...
+
+    def free(self) -> None: ...
+
+
+class Event(Protocol):
+    """A point in a stream. Waiting for one that was never recorded is waiting for nothing."""
+
+    def record(self, stream: Stream) -> None: ...
+
+    def synchronise(self) -> None: ...
+
+    def free(self) -> None: ...
+
+
+class Stream(Protocol):
+    """Work in order; streams among each other have none but by events."""
+
+    @property
+    def handle(self) -> int: ...
+
+    def wait(self, event: Event) -> None: ...
+
+    def synchronise(self) -> None: ...
+
+    def free(self) -> None: ...
+
+
+class Graph(Protocol):
+    """Captured work, launched as one."""
+
+    def launch(self, stream: Stream) -> None: ...
+
+    def free(self) -> None: ...
+
+
+class Device(Protocol):
+    """One GPU. All calls but ``active`` itself, and all calls of what they return, happen within ``active``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capability(self) -> str:
+        """As in "8.9"."""
+
+    @property
+    def ordinal(self) -> int: ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Within, the GPU's primary context is the thread's own; failures of CUDA become FasterViTErrors."""
+
+    def allocate(self, size: int) -> Memory:
+        """Device memory of ``size`` bytes, at least one."""
+
+    def pinned(self, shape: tuple[int, ...]) -> Pinned:
+        """Page-locked float32 memory."""
+
+    def stream(self) -> Stream: ...
+
+    def event(self) -> Event: ...
+
+    def copy_in(self, address: int, source: np.ndarray, stream: Stream) -> None:
+        """Enqueue a copy of page-locked memory to the device; it is read when the stream gets there."""
+
+    def copy_out(self, target: np.ndarray, address: int, stream: Stream) -> None:
+        """Enqueue a copy to page-locked memory."""
+
+    def capture(self, stream: Stream, launch: Callable[[], None]) -> Graph:
+        """What ``launch`` enqueues on ``stream``, which is not executed now.
+
+        Raises:
+            CaptureFailedError: it cannot be captured, or nothing was.
+        """

@@ -1,0 +1,129 @@
+"""Batches in device memory in, results in device memory out: contexts that run one after the other, and their graphs.
+
+A captured graph is valid as long as the context it was captured from stays as it was, so each graph has a context of
+its own; all contexts of a lane share one activation memory, which is NVIDIA's advice (NVIDIA/TensorRT issue 3798:
+"the best practice is to use one execution context per captured graph, and to share memory across the contexts").
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastervit_trt.engines.runtime.device import Device, Graph, Memory, Stream
+from fastervit_trt.engines.runtime.tensorrt_api import Program
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["Lane"]
+
+_GRAPHS = 8  # per lane: two slots times four batch sizes
+_SIGHTINGS = 64  # combinations of addresses remembered, which PyTorch's tensors bring ever new ones of
+_Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: Graph
+    context: Any
+
+
+class Lane:
+    """Executions of one program in order, whatever streams they come from.
+
+    Args:
+        graphs: capture what comes again with the same batch size and addresses.
+        on_failure: told why there will be no graphs after all.
+    """
+
+    def __init__(
+        self, device: Device, program: Program, stream: Stream, graphs: bool, on_failure: Callable[[str], None]
+    ) -> None:
+        self._device, self._program, self._on_failure = device, program, on_failure
+        size = program.activation_bytes
+        self._activations: Memory | None = device.allocate(size) if size else None
+        self._idle = device.event()
+        self._plain: Any = self._context(stream)
+        self._bound: _Key | None = None
+        self._capturing = graphs
+        self._captured: OrderedDict[_Key, _Captured] = OrderedDict()
+        self._seen: OrderedDict[_Key, None] = OrderedDict()
+
+    def run(self, stream: Stream, batch: int, images: int, outputs: Sequence[int]) -> None:
+        """Enqueue one batch, after the one before it in this lane."""
+        stream.wait(self._idle)
+        try:
+            self._run(stream, (batch, images, *outputs))
+        finally:
+            self._idle.record(stream)
+
+    def free(self) -> None:
+        """Give everything back; nothing may be running."""
+        while self._captured:
+            self._forget_oldest()
+        self._plain = None
+        self._idle.free()
+        if self._activations is not None:
+            self._activations.free()
+
+    def _run(self, stream: Stream, key: _Key) -> None:
+        captured = self._captured.get(key)
+        if captured is not None:
+            self._captured.move_to_end(key)
+            captured.graph.launch(stream)
+        elif self._capturing and self._comes_again(key):
+            self._run_and_capture(stream, key)
+        else:
+            if key != self._bound:
+                self._bound = None  # in case binding fails halfway
+                self._bind(self._plain, key)
+                self._bound = key
+            self._program.enqueue(self._plain, stream)
+
+    def _run_and_capture(self, stream: Stream, key: _Key) -> None:
+        """Run once as usual, which gives the results and brings the context up to date with its shapes: a capture
+        must not hold that. Then capture what follows from there.
+        """
+        try:
+            context = self._context(stream)
+        except FasterViTError as error:  # no memory left for one more
+            self._do_without_graphs(error)
+            self._run(stream, key)
+            return
+        self._bind(context, key)
+        self._program.enqueue(context, stream)
+        try:
+            graph = self._device.capture(stream, lambda: self._program.enqueue(context, stream))
+        except Exception as error:  # TensorRT's refusal or CUDA's: without a graph all works as before
+            stream.synchronise()  # the context may not go while it runs
+            self._do_without_graphs(error)
+            return
+        if len(self._captured) >= _GRAPHS:
+            stream.synchronise()  # of the oldest graph; this stream waited for all that ran before
+            self._forget_oldest()
+        self._captured[key] = _Captured(graph, context)
+
+    def _do_without_graphs(self, error: Exception) -> None:
+        self._capturing = False
+        self._on_failure(str(error))
+
+    def _comes_again(self, key: _Key) -> bool:
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > _SIGHTINGS:
+            self._seen.popitem(last=False)
+        return False
+
+    def _forget_oldest(self) -> None:
+        key, captured = self._captured.popitem(last=False)
+        self._seen.pop(key, None)
+        captured.graph.free()
+
+    def _context(self, stream: Stream) -> Any:
+        return self._program.context(self._activations.address if self._activations is not None else 0, stream)
+
+    def _bind(self, context: Any, key: _Key) -> None:
+        batch, images, *outputs = key
+        self._program.bind(context, batch, images, outputs)

@@ -1,0 +1,255 @@
+"""A verified graph in, its engines beside it: built, proven, audited, signed; the records that a manifest keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fastervit_trt import __version__
+from fastervit_trt.artifacts import MANIFEST_NAME, Manifest, file_entry, new_folder
+from fastervit_trt.console import progress_bar, warn
+from fastervit_trt.engine_choice import EngineChoice, EngineRequest
+from fastervit_trt.engines.api import NAMES, RuntimeName
+from fastervit_trt.engines.audit import Audit, audit_engine, audit_name
+from fastervit_trt.engines.build import BuildRequest, BuiltEngine, PluginLibrary, Progress, build_engine
+from fastervit_trt.engines.cache import EngineCache
+from fastervit_trt.engines.explain import explain
+from fastervit_trt.engines.inspector import kernels_of_inspection
+from fastervit_trt.engines.kernels import EngineKernels
+from fastervit_trt.engines.machine import Machine
+from fastervit_trt.engines.plan import plan_kernels
+from fastervit_trt.engines.signing import sign_record
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.graph import fused_calls
+from fastervit_trt.plugin_choice import PluginVerdict, judge_plugins, open_session
+from fastervit_trt.plugins.library import find_library
+from fastervit_trt.plugins.names import DOMAIN
+
+__all__ = ["EngineResult", "Graph", "add_engines", "engine_name", "make_engine"]
+
+GRAPH = "model.onnx"  # and, past 2 GiB, its weights in model.onnx.data
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an export says of its graph."""
+
+    onnx: Path
+    precision: str
+    input_name: str
+    image_shape: tuple[int, int, int]  # (channels, height, width)
+    batch: BatchRange
+    outputs: tuple[str, ...]
+    quantised: bool
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """An engine's record for the manifest, not yet signed, and its files."""
+
+    record: dict[str, Any]
+    files: tuple[Path, ...]
+
+
+def engine_name(runtime: RuntimeName, compute_capability: str) -> str:
+    """``model.rtx-sm89.engine`` or ``model.trt-sm90.engine``."""
+    short = "rtx" if runtime == "tensorrt-rtx" else "trt"
+    return f"model.{short}-sm{compute_capability.replace('.', '')}.engine"
+
+
+def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineResult:
+    """Build one engine into ``folder``, prove its precision, audit it.
+
+    Where plugins are for the machine to choose (``auto``), both engines are built and timed, and the faster one kept.
+
+    Raises:
+        FasterViTError: see :func:`fastervit_trt.engines.build.build_engine`; or an engine that is not what was asked
+            for. Nothing of it is left behind.
+    """
+    machine = Machine.detect(request.runtime)
+    path = folder / engine_name(request.runtime, request.compute_capability or machine.capability or "none")
+    details = folder / audit_name(path.name)
+    path.unlink(missing_ok=True)
+    try:
+        engine, verdict = _fastest(graph, request, path, machine)
+        audit = audit_engine(graph.onnx, _kernels(engine))
+        if (unproven := audit.check(path.name)) is not None:
+            warn(unproven)
+        details.write_text(json.dumps(audit.record(), indent=1) + "\n")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    record = {**_record(engine, graph, audit), "plugin_choice": None if verdict is None else verdict.record()}
+    return EngineResult(record, (path, details))
+
+
+def _fastest(
+    graph: Graph, request: EngineRequest, path: Path, machine: Machine
+) -> tuple[BuiltEngine, PluginVerdict | None]:
+    library = _plugin_library(graph, request)
+    if library is None or request.plugins == "on":
+        return _build(graph, request, path, machine, library), None
+    other = path.with_suffix(".plugins")
+    try:
+        without = _build(graph, request, path, machine, None)
+        with_plugins = _build(graph, request, other, machine, library)
+        opener = open_session(graph.outputs, graph.onnx)
+        verdict = judge_plugins(without, with_plugins, graph.image_shape, opener)
+        if not verdict.plugins_win:
+            return without, verdict
+        other.replace(path)
+        return replace(with_plugins, path=path), verdict
+    finally:
+        other.unlink(missing_ok=True)
+
+
+def _build(
+    graph: Graph, request: EngineRequest, path: Path, machine: Machine, library: PluginLibrary | None
+) -> BuiltEngine:
+    build = BuildRequest(
+        onnx=graph.onnx,
+        engine=path,
+        runtime=request.runtime,
+        precision=graph.precision,
+        input_name=graph.input_name,
+        image_shape=graph.image_shape,
+        profiles=request.profiles or (graph.batch,),
+        compute_capability=request.compute_capability,
+        options=request.options,
+        plugins=library,
+    )
+    cache = EngineCache.default() if request.use_cache else None
+    target = request.compute_capability or machine.capability or ""
+    with _shown(f"{NAMES[request.runtime]} {target}{' with plugins' if library else ''}") as show:
+        return build_engine(build, show, cache, machine)
+
+
+def add_engines(folder: Path, choice: EngineChoice) -> tuple[Manifest, list[str]]:
+    """Build engines of an export and add them to it; those of the same name are replaced.
+
+    Returns:
+        The new manifest and the names of the engines that were built.
+
+    Raises:
+        FasterViTError: no export, another graph than the manifest's, or a build that failed; the export stays as it
+            was.
+    """
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder, [name for name in manifest.files if name.startswith(GRAPH)])
+    _, *image_shape = manifest.input["shape"]
+    graph = Graph(
+        onnx=folder / GRAPH,
+        precision=manifest.precision,
+        input_name=manifest.input["name"],
+        image_shape=(image_shape[0], image_shape[1], image_shape[2]),
+        batch=BatchRange.parse(manifest.batch),
+        outputs=tuple(output["name"] for output in manifest.outputs),
+        quantised=manifest.graph["quantisation"] is not None,
+    )
+    with new_folder(folder, overwrite=True) as successor:
+        shutil.copytree(folder, successor, copy_function=_link, dirs_exist_ok=True)
+        results = [make_engine(graph, request, successor) for request in choice.requests]
+        files = {**manifest.files, **{path.name: file_entry(path) for result in results for path in result.files}}
+        names = [result.record["file"] for result in results]
+        kept = [record for record in manifest.engines if record["file"] not in names]
+        engines = [*kept, *(sign_record(result.record, files) for result in results)]
+        manifest = replace(manifest, engines=engines, engines_skipped=None, files=files)
+        (successor / MANIFEST_NAME).unlink()  # it is the old one's file, too
+        manifest.write(successor)
+    return manifest, names
+
+
+def _link(source: str, target: str) -> None:
+    """One file under two names, where the file system can; the engine that replaces it is a file of its own."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _plugin_library(graph: Graph, request: EngineRequest) -> PluginLibrary | None:
+    """The library to build with; None where there is none, nothing for it to do, or it is not wanted.
+
+    Raises:
+        FasterViTError: plugins were asked for and cannot be had.
+    """
+    if request.plugins == "off":
+        return None
+    try:
+        if request.runtime == "tensorrt-rtx":
+            raise FasterViTError(
+                "TensorRT-RTX knows no plugins; leave out --plugins on, or build with --runtime tensorrt"
+            )
+        if not any("plugin_namespace" in call.attributes for call in fused_calls(ir.load(graph.onnx))):
+            raise FasterViTError(f"'{graph.onnx}' has no operators that a plugin serves; leave out --plugins on")
+        return PluginLibrary.of(find_library("plugins"), __version__)
+    except FasterViTError:
+        if request.plugins == "on":
+            raise
+        return None
+
+
+def _kernels(engine: BuiltEngine) -> EngineKernels:
+    if engine.inspection is None:
+        return plan_kernels(engine.path)
+    return kernels_of_inspection(engine.inspection, engine.path.name)
+
+
+def _record(engine: BuiltEngine, graph: Graph, audit: Audit) -> dict[str, Any]:
+    against = explain(graph.onnx, engine.path) if graph.quantised and engine.runtime == "tensorrt-rtx" else []
+    return {
+        "file": engine.path.name,
+        "runtime": engine.runtime,
+        "version": engine.version,
+        "compute_capability": engine.compute_capability,
+        "gpu": engine.gpu,
+        "driver": engine.driver,
+        "profiles": [[p.minimum, p.optimum, p.maximum] for p in engine.profiles],
+        "precision": graph.precision,
+        "hardware_compatibility": engine.options.hardware_compatibility,
+        "version_compatible": engine.options.version_compatible,
+        "stripped": engine.options.strip_weights,
+        "plugins": None if engine.plugins is None else _plugin_record(engine.plugins, audit),
+        "onnx_sha256": file_entry(graph.onnx)["sha256"],
+        "options": engine.options.record(),
+        "layers": engine.layers,
+        "build_seconds": engine.seconds,
+        "build_peak_rss_mib": engine.peak_rss_mib,
+        "from_cache": engine.from_cache,
+        "retries": list(engine.retries),
+        "against_8_bits": [asdict(finding) for finding in against],
+        "audit": audit.summary,
+    }
+
+
+def _plugin_record(library: PluginLibrary, audit: Audit) -> dict[str, Any]:
+    return {
+        "file": library.path.name,
+        "sha256": library.sha256,
+        "version": library.version,
+        "namespace": DOMAIN,
+        "attentions": [attention.block for attention in audit.attentions if attention.form == "plugin"],
+    }
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Progress]:
+    with progress_bar() as progress:
+        task = progress.add_task(f"{what} engine", total=None)
+
+        def show(phase: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{what}: {phase.lower()}", completed=done, total=total or None)
+
+        yield show
+        last = progress.tasks[0].description
+        done = f"{what} engine from the cache" if last.endswith("from the cache") else f"{what} engine"
+        progress.update(task, description=done, completed=1, total=1)
