@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.graph import BLOCK
 
-__all__ = ["Attention", "Audit", "Block", "Product", "Stage", "audit_engine", "audit_name", "read_audits"]
+__all__ = [
+    "Attention",
+    "Audit",
+    "Block",
+    "Product",
+    "Stage",
+    "audit_engine",
+    "audit_name",
+    "read_audits",
+    "write_audits",
+]
 
 _BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
 _PRODUCTS = (Kind.GEMM, Kind.CONVOLUTION, Kind.ATTENTION, Kind.PLUGIN)
@@ -171,8 +181,13 @@ def audit_name(engine: str) -> str:
     return f"{engine.removesuffix('.engine')}.audit.json"
 
 
+def write_audits(audits: Sequence[Audit], path: Path) -> None:
+    """The audits of an engine, one per optimisation profile, as JSON."""
+    path.write_text(json.dumps([audit.record() for audit in audits], indent=1) + "\n")
+
+
 def read_audits(path: Path) -> dict[str, Audit]:
-    """Engine → audit, of an export folder or of one engine in one.
+    """Engine → audit, of an export folder or of one engine in one; ``"….engine, profile 1"`` where it has several.
 
     Raises:
         FasterViTError: no export, no engine, or an audit that is missing or not the one the manifest lists.
@@ -190,7 +205,9 @@ def read_audits(path: Path) -> dict[str, Audit]:
             raise FasterViTError(
                 f"'{file}' is not what the manifest describes; build again: fastervit-engine build {folder}"
             )
-        audits[engine] = Audit.from_record(json.loads(file.read_text()))
+        records = json.loads(file.read_text())
+        names = [engine] if len(records) == 1 else [f"{engine}, profile {i}" for i in range(len(records))]
+        audits.update(zip(names, map(Audit.from_record, records), strict=True))
     return audits
 
 
@@ -224,13 +241,14 @@ def _weighs(kernel: Kernel) -> bool:
 def _operand_type(kernel: Kernel) -> str | None:
     """What a product is computed in: the wider type of its two narrowest matrices.
 
-    Sums fused into it may bring wider matrices, and weights alone may be narrower (they are widened before). A type
-    that TensorRT does not tell is none.
+    Sums fused into it may bring wider matrices, and weights alone may be narrower (they are widened before). Where
+    TensorRT withholds the types of activations, as 10.x may with a dynamic batch, the weights' type has to do.
     """
-    kinds = [tensor.type for tensor in kernel.inputs if tensor.is_matrix]
-    if not kinds or any(kind not in _BITS for kind in kinds):
+    matrices = [tensor for tensor in kernel.inputs if tensor.is_matrix]
+    kinds = sorted((tensor.type for tensor in matrices if tensor.type in _BITS), key=_BITS.__getitem__)
+    if len(kinds) < len(matrices) and not any(t.constant and t.type in _BITS for t in matrices):
         return None
-    return sorted(kinds, key=_BITS.__getitem__)[min(1, len(kinds) - 1)]
+    return kinds[min(1, len(kinds) - 1)] if kinds else None
 
 
 def _attentions(model: ir.Model, computing: Mapping[str, list[Kernel]]) -> Iterator[Attention]:

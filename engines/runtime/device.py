@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-__all__ = ["CaptureFailedError", "Device", "Event", "Graph", "Memory", "Pinned", "Stream"]
+__all__ = ["CaptureFailedError", "Device", "Event", "Graph", "Memory", "Pinned", "Stream", "held"]
 
 
 class CaptureFailedError(Exception):
     """Work that cannot become a CUDA graph; running it without one remains possible."""
+
+
+class _Freed(Protocol):
+    def free(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Freed)
+
+
+def held(holder: ExitStack, thing: _T) -> _T:
+    """``thing``, to be freed when ``holder`` closes."""
+    holder.callback(thing.free)
+    return thing
 
 
 class Memory(Protocol):

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from fastervit_trt.engines.runtime.device import Device, Graph, Memory, Stream
+from fastervit_trt.engines.runtime.device import Device, Graph, Stream, held
 from fastervit_trt.engines.runtime.tensorrt_api import Program
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["Lane"]
 
-_GRAPHS = 8  # per lane: two slots times four batch sizes
 _SIGHTINGS = 64  # combinations of addresses remembered, which PyTorch's tensors bring ever new ones of
 _Key = tuple[int, ...]
 
@@ -33,22 +33,24 @@ class Lane:
     """Executions of one program in order, whatever streams they come from.
 
     Args:
-        graphs: capture what comes again with the same batch size and addresses.
+        graphs: to keep at most, of what comes again with the same batch size and addresses.
         on_failure: told why there will be no graphs after all.
     """
 
     def __init__(
-        self, device: Device, program: Program, stream: Stream, graphs: bool, on_failure: Callable[[str], None]
+        self, device: Device, program: Program, stream: Stream, graphs: int, on_failure: Callable[[str], None]
     ) -> None:
         self._device, self._program, self._on_failure = device, program, on_failure
-        size = program.activation_bytes
-        self._activations: Memory | None = device.allocate(size) if size else None
-        self._idle = device.event()
-        self._plain: Any = self._context(stream)
+        self._most_graphs = graphs
         self._bound: _Key | None = None
-        self._capturing = graphs
         self._captured: OrderedDict[_Key, _Captured] = OrderedDict()
         self._seen: OrderedDict[_Key, None] = OrderedDict()
+        with ExitStack() as undo:
+            size = program.activation_bytes
+            self._activations = held(undo, device.allocate(size)).address if size else 0
+            self._idle = held(undo, device.event())
+            self._plain: Any = program.context(self._activations, stream)
+            self._held = undo.pop_all()
 
     def run(self, stream: Stream, batch: int, images: int, outputs: Sequence[int]) -> None:
         """Enqueue one batch, after the one before it in this lane."""
@@ -63,16 +65,14 @@ class Lane:
         while self._captured:
             self._forget_oldest()
         self._plain = None
-        self._idle.free()
-        if self._activations is not None:
-            self._activations.free()
+        self._held.close()
 
     def _run(self, stream: Stream, key: _Key) -> None:
         captured = self._captured.get(key)
         if captured is not None:
             self._captured.move_to_end(key)
             captured.graph.launch(stream)
-        elif self._capturing and self._comes_again(key):
+        elif self._most_graphs and self._comes_again(key):
             self._run_and_capture(stream, key)
         else:
             if key != self._bound:
@@ -86,7 +86,7 @@ class Lane:
         must not hold that. Then capture what follows from there.
         """
         try:
-            context = self._context(stream)
+            context = self._program.context(self._activations, stream)
         except FasterViTError as error:  # no memory left for one more
             self._do_without_graphs(error)
             self._run(stream, key)
@@ -99,13 +99,13 @@ class Lane:
             stream.synchronise()  # the context may not go while it runs
             self._do_without_graphs(error)
             return
-        if len(self._captured) >= _GRAPHS:
-            stream.synchronise()  # of the oldest graph; this stream waited for all that ran before
+        if len(self._captured) >= self._most_graphs:
+            stream.synchronise()  # the oldest graph may be running still; this stream waited for all before it
             self._forget_oldest()
         self._captured[key] = _Captured(graph, context)
 
     def _do_without_graphs(self, error: Exception) -> None:
-        self._capturing = False
+        self._most_graphs = 0
         self._on_failure(str(error))
 
     def _comes_again(self, key: _Key) -> bool:
@@ -120,9 +120,6 @@ class Lane:
         key, captured = self._captured.popitem(last=False)
         self._seen.pop(key, None)
         captured.graph.free()
-
-    def _context(self, stream: Stream) -> Any:
-        return self._program.context(self._activations.address if self._activations is not None else 0, stream)
 
     def _bind(self, context: Any, key: _Key) -> None:
         batch, images, *outputs = key

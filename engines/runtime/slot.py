@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
-from fastervit_trt.engines.runtime.device import Device
+from fastervit_trt.engines.runtime.device import Device, held
 from fastervit_trt.engines.runtime.lane import Lane
 
 __all__ = ["Slot", "SlotTicket"]
@@ -32,27 +33,25 @@ class Slot:
         batch: int,
     ) -> None:
         self._device, self._lane = device, lane
-        self._stream = device.stream()
-        self._done = device.event()
-        shapes = [(batch, *shape) for shape in (image_shape, *output_shapes)]
-        self._pinned = [device.pinned(shape) for shape in shapes]
-        self._memory = [device.allocate(_FLOAT_BYTES * int(np.prod(shape))) for shape in shapes]
         self._ticket: SlotTicket | None = None
+        shapes = [(batch, *shape) for shape in (image_shape, *output_shapes)]
+        with ExitStack() as undo:
+            self._stream = held(undo, device.stream())
+            self._done = held(undo, device.event())
+            self._pinned = [held(undo, device.pinned(shape)) for shape in shapes]
+            self._memory = [held(undo, device.allocate(_FLOAT_BYTES * int(np.prod(shape)))) for shape in shapes]
+            self._held = undo.pop_all()
 
     def submit(self, images: np.ndarray) -> SlotTicket:
         """Start a batch, at most the largest; results that nobody has taken from this slot yet are put aside first."""
         self.settle()
         batch, (source, *targets), (images_memory, *output_memory) = len(images), self._pinned, self._memory
         source.array[:batch] = images
-        try:
-            self._device.copy_in(images_memory.address, source.array[:batch], self._stream)
-            self._lane.run(self._stream, batch, images_memory.address, [memory.address for memory in output_memory])
-            for target, memory in zip(targets, output_memory, strict=True):
-                self._device.copy_out(target.array[:batch], memory.address, self._stream)
-            self._done.record(self._stream)
-        except BaseException:
-            self._stream.synchronise()  # nothing may touch the buffers when the next batch comes
-            raise
+        self._device.copy_in(images_memory.address, source.array[:batch], self._stream)
+        self._lane.run(self._stream, batch, images_memory.address, [memory.address for memory in output_memory])
+        for target, memory in zip(targets, output_memory, strict=True):
+            self._device.copy_out(target.array[:batch], memory.address, self._stream)
+        self._done.record(self._stream)
         self._ticket = SlotTicket(self, batch)
         return self._ticket
 
@@ -68,12 +67,7 @@ class Slot:
         """Give everything back once what is under way is done; its results stay with their ticket."""
         self.settle()
         self._stream.synchronise()
-        for pinned in self._pinned:
-            pinned.free()
-        for memory in self._memory:
-            memory.free()
-        self._done.free()
-        self._stream.free()
+        self._held.close()
 
 
 class SlotTicket:

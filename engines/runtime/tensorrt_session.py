@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastervit_trt.console import warn
-from fastervit_trt.engines.runtime.device import Device
+from fastervit_trt.engines.runtime.device import Device, held
 from fastervit_trt.engines.runtime.lane import Lane
 from fastervit_trt.engines.runtime.runtime_cache import RuntimeCache
 from fastervit_trt.engines.runtime.slot import Slot, SlotTicket
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["TensorRtSession"]
+
+_SIZES = 4  # batch sizes that have a graph for each slot, at most
 
 
 class TensorRtSession:
@@ -52,18 +55,11 @@ class TensorRtSession:
         spoken: str,
     ) -> None:
         self._device, self._graphs_refused = device, False
-        self._lanes: list[Lane] = []
-        self._slots: list[Slot] = []
         self._cache = RuntimeCache.of(source.content, trt.__version__, device.name) if source.rtx else None
         with device.active():
             cached = self._cache.read() if self._cache else None
             self._program = Program(trt, source, profile, outputs, cuda_graph=cuda_graph, cached=cached)
-            self._stream = device.stream()
-            try:
-                self._open(streams, slots, graphs=cuda_graph and not source.rtx)
-            except BaseException:
-                self._free()
-                raise
+            self._open(streams, slots, graphs=_SIZES * slots if cuda_graph and not source.rtx else 0)
         self.outputs = tuple(outputs)
         self.batch = self._program.batch
         self.depth = len(self._slots)
@@ -90,25 +86,24 @@ class TensorRtSession:
         with self._device.active():
             if self._cache is not None:
                 self._cache.write(self._program.runtime_cache())
-            self._free()
+            self._held.close()
 
-    def _open(self, streams: int, slots: int, *, graphs: bool) -> None:
+    def _open(self, streams: int, slots: int, *, graphs: int) -> None:
         device, program = self._device, self._program
-        for _ in range(streams):
-            self._lanes.append(Lane(device, program, self._stream, graphs, self._refuse_graphs))
         shapes = list(program.outputs.values())
-        for _ in range(slots):
-            for lane in self._lanes:  # in turns, so that batches in a row go to different lanes
-                self._slots.append(Slot(device, lane, program.image_shape, shapes, program.batch.maximum))
-
-    def _free(self) -> None:
-        for slot in self._slots:
-            slot.free()
-        self._stream.synchronise()
-        for lane in self._lanes:
-            lane.free()
-        self._stream.free()
-        self._program.release()
+        with ExitStack() as undo:
+            undo.callback(program.release)
+            self._stream = held(undo, device.stream())
+            self._lanes = [
+                held(undo, Lane(device, program, self._stream, graphs, self._refuse_graphs)) for _ in range(streams)
+            ]
+            undo.callback(self._stream.synchronise)
+            self._slots = [
+                held(undo, Slot(device, lane, program.image_shape, shapes, program.batch.maximum))
+                for _ in range(slots)
+                for lane in self._lanes  # in turns, so that batches in a row go to different lanes
+            ]
+            self._held = undo.pop_all()
 
     def _refuse_graphs(self, reason: str) -> None:
         if not self._graphs_refused:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from fastervit_trt.artifacts import MANIFEST_NAME, Manifest, file_entry, new_fol
 from fastervit_trt.console import progress_bar, warn
 from fastervit_trt.engine_choice import EngineChoice, EngineRequest
 from fastervit_trt.engines.api import NAMES, RuntimeName
-from fastervit_trt.engines.audit import Audit, audit_engine, audit_name
+from fastervit_trt.engines.audit import Audit, audit_engine, audit_name, write_audits
 from fastervit_trt.engines.build import BuildRequest, BuiltEngine, PluginLibrary, Progress, build_engine
 from fastervit_trt.engines.cache import EngineCache
 from fastervit_trt.engines.explain import explain
@@ -81,14 +80,14 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
     path.unlink(missing_ok=True)
     try:
         engine, verdict = _fastest(graph, request, path, machine)
-        audit = audit_engine(graph.onnx, _kernels(engine))
-        if (unproven := audit.check(path.name)) is not None:
+        audits = [audit_engine(graph.onnx, _kernels(engine, profile)) for profile in range(len(engine.profiles))]
+        for unproven in filter(None, (audit.check(path.name) for audit in audits)):
             warn(unproven)
-        details.write_text(json.dumps(audit.record(), indent=1) + "\n")
+        write_audits(audits, details)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    record = {**_record(engine, graph, audit), "plugin_choice": None if verdict is None else verdict.record()}
+    record = {**_record(engine, graph, audits), "plugin_choice": None if verdict is None else verdict.record()}
     return EngineResult(record, (path, details))
 
 
@@ -198,13 +197,13 @@ def _plugin_library(graph: Graph, request: EngineRequest) -> PluginLibrary | Non
         return None
 
 
-def _kernels(engine: BuiltEngine) -> EngineKernels:
+def _kernels(engine: BuiltEngine, profile: int) -> EngineKernels:
     if engine.inspection is None:
-        return plan_kernels(engine.path)
-    return kernels_of_inspection(engine.inspection, engine.path.name)
+        return plan_kernels(engine.path, profile)
+    return kernels_of_inspection(engine.inspection, engine.path.name, profile)
 
 
-def _record(engine: BuiltEngine, graph: Graph, audit: Audit) -> dict[str, Any]:
+def _record(engine: BuiltEngine, graph: Graph, audits: Sequence[Audit]) -> dict[str, Any]:
     against = explain(graph.onnx, engine.path) if graph.quantised and engine.runtime == "tensorrt-rtx" else []
     return {
         "file": engine.path.name,
@@ -218,7 +217,7 @@ def _record(engine: BuiltEngine, graph: Graph, audit: Audit) -> dict[str, Any]:
         "hardware_compatibility": engine.options.hardware_compatibility,
         "version_compatible": engine.options.version_compatible,
         "stripped": engine.options.strip_weights,
-        "plugins": None if engine.plugins is None else _plugin_record(engine.plugins, audit),
+        "plugins": None if engine.plugins is None else _plugin_record(engine.plugins, audits[0]),
         "onnx_sha256": file_entry(graph.onnx)["sha256"],
         "options": engine.options.record(),
         "layers": engine.layers,
@@ -227,7 +226,7 @@ def _record(engine: BuiltEngine, graph: Graph, audit: Audit) -> dict[str, Any]:
         "from_cache": engine.from_cache,
         "retries": list(engine.retries),
         "against_8_bits": [asdict(finding) for finding in against],
-        "audit": audit.summary,
+        "audit": {**audits[0].summary, "proven": all(audit.summary["proven"] for audit in audits)},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastervit_trt.engines import cache as cache_module
 from fastervit_trt.engines.cache import CacheKey, EngineCache, cache_folder, graph_sha256, parse_size
+from fastervit_trt.engines.private_folder import alone
 from fastervit_trt.errors import FasterViTError
 
 KEY = CacheKey(
@@ -191,6 +193,14 @@ def test_damage_is_noticed_and_built_anew(
     assert found is not None and found.path.read_bytes() == ENGINE
 
 
+@pytest.mark.parametrize("name", ["engine", "record.json", "key.json"])
+def test_a_file_without_checksum_is_not_believed(cache: EngineCache, engine: Path, name: str) -> None:
+    cache.put(KEY, engine, RECORD)
+    sums = cache.folder / KEY.digest / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if not line.endswith(f"  {name}\n")))
+    assert cache.get(KEY) is None
+
+
 def test_put_replaces_a_damaged_entry(cache: EngineCache, engine: Path) -> None:
     cache.put(KEY, engine, RECORD)
     flip(cache.folder / KEY.digest / "engine", 5)
@@ -253,7 +263,7 @@ def test_timing_caches_count_and_make_room(engine: Path) -> None:
     use_at(cache, KEY, 1000)
     before = cache.size_bytes()
     cache.store_timing_cache("tensorrt", "11.4.0.106", "NVIDIA L4", "8.9", b"t" * 1000)
-    assert before + 1000 <= cache.size_bytes() < before + 1200 and cache.get(KEY) is not None
+    assert cache.size_bytes() == before + 1000 + 64 and cache.get(KEY) is not None  # with its checksum
     use_at(cache, KEY, 1000)
     cache.store_timing_cache("tensorrt", "11.4.0.106", "NVIDIA L4", "8.9", b"t" * len(ENGINE))
     assert cache.get(KEY) is None
@@ -475,6 +485,24 @@ for turn in range(30):
         assert worker.returncode == 0 and err == ""
         assert out.count("hit") > 0
     assert list(cache.folder.glob(".tmp-*")) == []
+
+
+def test_a_reader_waits_for_the_checksum_of_a_new_timing_cache(
+    cache: EngineCache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    of = ("tensorrt", "11.4.0.106", "NVIDIA L4", "8.9")
+    cache.store_timing_cache(*of, b"old")
+    path, found = cache.timing_cache(*of), []
+    assert path is not None
+    reader = threading.Thread(target=lambda: found.append(cache.timing_cache(*of)))
+    with alone(cache.folder):  # as a writer is between its two files
+        path.write_bytes(b"new")
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+        path.with_suffix(".sha256").write_text(hashlib.sha256(b"new").hexdigest())
+    reader.join(30)
+    assert found == [path] and capfd.readouterr().err == ""
 
 
 def test_threads_take_turns_at_the_timing_cache(cache: EngineCache) -> None:

@@ -39,7 +39,7 @@ echo "$@" >> '{tmp_path}/asked'
 case "$2" in
 0) echo "NVIDIA GeForce RTX 4090, 8.9, 580.65.06" ;;
 1|GPU-1234) echo "Quadro RTX 8000, Max-Q, 7.5, 580.65.06" ;;
-*) echo "No devices were found"; exit 6 ;;
+*) echo "Unable to determine the device handle, GPU is lost, reboot"; exit 15 ;;
 esac
 """
     )

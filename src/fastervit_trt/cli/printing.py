@@ -36,15 +36,16 @@ def print_engine(engine: Mapping[str, Any], size: int) -> None:
 
 
 def print_audit(name: str, audit: Audit, *, blocks: bool = False) -> None:
-    """An engine by stage, by attention and, if asked for, by block."""
+    """An engine by stage and by attention; if asked for, by block and with TensorRT's own names."""
     say(f"{name}{f', for {chr(32).join(audit.targets)}' if audit.targets else ''}: {audit.launches} launches")
     stages = _table("stage", "launches", "multiplications", "tensors written")
     for stage in audit.stages:
         stages.add_row(stage.stage, str(stage.launches), _shares(stage.macs), _counts(stage.tensors))
     console.print(stages)
-    attentions = _table("attention", "form", "kernels")
+    attentions = _table("attention", "form", "launches", *(["kernels"] if blocks else []))
     for attention in audit.attentions:
-        attentions.add_row(attention.block, attention.form, ", ".join(attention.kernels))
+        names = [", ".join(attention.kernels)] if blocks else []
+        attentions.add_row(attention.block, attention.form, str(len(attention.kernels)), *names)
     console.print(attentions)
     if blocks:
         table = _table("block", "launches", "alone", "kinds", "only moves")

@@ -44,10 +44,11 @@ def simulate() -> Iterator[Simulate]:
         profile: int = 0,
         runtime: RuntimeName = "tensorrt",
         refuses_capture: str | None = None,
+        device: SimDevice | None = None,
         source: dict[str, Any] | None = None,
         **how: Any,
     ) -> Simulated:
-        device = SimDevice(seed, refuses_capture)
+        device = device or SimDevice(seed, refuses_capture)
         trt = SimTensorRt(device, **how)
         session = TensorRtSession(
             device,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastervit_trt.engines.runtime.device import CaptureFailedError
+from fastervit_trt.errors import FasterViTError
 
 __all__ = ["Op", "SimDevice", "SimEvent", "SimStream", "SimulatorError"]
 
@@ -139,6 +140,7 @@ class SimDevice:
 
     seed: int
     refuses_capture: str | None = None
+    allocations: int | None = None  # that succeed
     name: str = "Simulated GPU"
     capability: str = "8.9"
     ordinal: int = 0
@@ -166,6 +168,10 @@ class SimDevice:
 
     def allocate(self, size: int) -> SimMemory:
         assert size > 0
+        if self.allocations is not None:
+            if not self.allocations:
+                raise FasterViTError("GPU 0 has not enough memory")
+            self.allocations -= 1
         self._next += _GAP
         memory = self._new(SimMemory(self, self._next, size))
         self.memory[memory.address] = memory

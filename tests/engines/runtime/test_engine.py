@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +73,12 @@ def gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(backends, "_why_no_driver", lambda: None)
     monkeypatch.setattr(backends, "Machine", SimpleNamespace(detect=detect))
     return SimpleNamespace(device=device, trt=trt, graph=graph)
+
+
+def test_importing_needs_neither_cuda_nor_tensorrt_nor_pytorch() -> None:
+    absent = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "onnxruntime")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); from fastervit_trt.engines.runtime import Engine"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

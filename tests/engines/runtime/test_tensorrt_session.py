@@ -190,6 +190,42 @@ def test_any_number_of_cuda_tensors(simulate: Simulate, monkeypatch: pytest.Monk
     bridge.free()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_graphs_on_cuda_tensors_are_forgotten_only_when_they_are_done(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    simulated = simulate(seed)
+    bridge, device = _on_simulated_gpu(simulated, monkeypatch), simulated.device
+    results = torch.full((4, 5), torch.nan), torch.full((4, 2, 2, 3), torch.nan)
+    for result in results:
+        device.adopt(result.numpy())
+    monkeypatch.setattr(bridge, "empty", lambda shape: results[len(shape) > 2][: shape[0]])  # so that addresses recur
+    tensors = [torch.from_numpy(images_of(4, i)) for i in range(12)]
+    for tensor in tensors * 2 + tensors[::-1]:
+        simulated.engine(tensor)  # and nobody waits
+    with device.active():
+        bridge.current.synchronise()
+    assert same(tuple(result.numpy() for result in results), compute(images_of(4, 0)))
+    assert any(graph.freed for graph in device.graphs)
+    bridge.free()
+    simulated.engine.close()
+    with pytest.raises(FasterViTError, match="the engine is closed"):
+        simulated.engine(tensors[0])
+
+
+def test_too_little_memory_leaves_nothing_behind(simulate: Simulate) -> None:
+    for allocations in range(8):
+        device = SimDevice(0, allocations=allocations)
+        with pytest.raises(FasterViTError, match="not enough memory"):
+            simulate(device=device, streams=2, slots=2)
+        assert device.alive == 0
+        assert not device.memory
+    device = SimDevice(0)
+    with pytest.raises(FasterViTError, match="cannot make an execution context"):
+        simulate(device=device, streams=2, most_contexts=1)
+    assert device.alive == 0
+
+
 def test_a_tensor_of_another_gpu_is_refused() -> None:
     class Elsewhere:
         device = torch.device("cuda:1")
