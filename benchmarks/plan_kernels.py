@@ -23,7 +23,7 @@ from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.engines.build import BuiltEngine
 from fastervit_trt.engines.kernels import EngineKernels, Kind
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import INPUT, save_onnx
@@ -95,7 +95,7 @@ def measure_plan(model: str, form: str, precision: Float, target: RtxTarget) -> 
         raise FasterViTError(f"unknown form '{form}'; choose one of {', '.join(FORMS)}")
     if reason := rtx_unavailable_reason():
         raise FasterViTError(reason)
-    target.check_precision(precision)
+    check_precision(str(target), precision)
     config = resolve_config(model)
     batch, write = FORMS[form]
 

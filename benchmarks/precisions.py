@@ -28,7 +28,7 @@ from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.engine_choice import choose_engines
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import INPUT
@@ -151,7 +151,7 @@ def _export(
 def _engine(capability: str, precision: Precision, request: ExportRequest, folder: Path, scratch: Path) -> str:
     target, config = RtxTarget.parse(capability), request.model.config()
     try:
-        target.check_precision(precision)
+        check_precision(str(target), precision)
     except FasterViTError:
         return "lacking"
     shape = (config.in_chans, *config.resolution)

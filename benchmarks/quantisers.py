@@ -30,6 +30,7 @@ from fastervit_trt.accuracy import accuracy_from_logits, signal_to_noise_db
 from fastervit_trt.artifacts import new_file, write_csv
 from fastervit_trt.benchmarks.quantisers_graph import excluded_nodes, largest_inputs, logits, quantise, structure
 from fastervit_trt.console import command_app, run_command, say
+from fastervit_trt.engine_choice import EngineChoice
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine
@@ -221,7 +222,9 @@ class Lab:
                 folder, weights = scratch / f"{model}-{graph}-{form}", pretrained_source(model)
                 inline = form == "flat"
                 export_model(
-                    ExportRequest(ModelSpec(model), weights, get_float(graph), _BATCH, (), folder, inline=inline)
+                    ExportRequest(
+                        ModelSpec(model), weights, get_float(graph), _BATCH, EngineChoice(()), folder, inline=inline
+                    )
                 )
                 self.graphs[model, graph, form] = folder / "model.onnx"
         self.reference = {model: logits(self.graphs[model, "fp32", "functions"], self.held_out) for model in models}

@@ -198,7 +198,7 @@ def read_audits(path: Path) -> dict[str, Audit]:
     if not engines:
         listed = f"the manifest lists no engine '{path.name}'" if path.is_file() else f"'{folder}' has no engines"
         raise FasterViTError(f"{listed}; build one with: fastervit-engine build {folder}")
-    audits = {}
+    audits: dict[str, Audit] = {}
     for engine in engines:
         file = folder / audit_name(engine)
         if not file.is_file() or sha256_file(file) != manifest.files.get(file.name, {}).get("sha256"):

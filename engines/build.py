@@ -167,7 +167,8 @@ def _key(request: BuildRequest, machine: Machine) -> CacheKey:
 
 def _build(request: BuildRequest, on_progress: Progress, cache: EngineCache | None, machine: Machine) -> dict[str, Any]:
     """Try as asked, then with less memory; what the cache keeps of the engine."""
-    asked, retries = request.options, []
+    asked = request.options
+    retries: list[str] = []
     for options in (asked, *asked.with_less_memory(request.runtime, None)):
         outcome = _attempt(replace(request, options=options), on_progress, cache, machine)
         if isinstance(outcome, dict):

@@ -53,8 +53,8 @@ def print_audit(name: str, audit: Audit, *, blocks: bool = False) -> None:
             moved = ", ".join(block.moved)
             table.add_row(block.block, str(block.launches), str(block.alone), _counts(block.kinds), moved)
         console.print(table)
-    for block, kernel in audit.reformats:
-        say(f"reformat or cast in {block}: {kernel}")
+    for place, kernel in audit.reformats:
+        say(f"reformat or cast in {place}: {kernel}")
 
 
 def _table(*columns: str) -> Table:
