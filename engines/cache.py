@@ -36,16 +36,15 @@ from fastervit_trt.engines.cache_key import BUILDER_SCHEMA, CacheKey, graph_sha2
 from fastervit_trt.engines.machine import platform_name
 from fastervit_trt.engines.private_folder import alone, make_private, why_not_private, write_whole
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.host import CACHE_VARIABLE, cache_folder
 
 __all__ = [
     "BUILDER_SCHEMA",
-    "CACHE_VARIABLE",
     "LIMIT_VARIABLE",
     "CacheEntry",
     "CacheKey",
     "CachedEngine",
     "EngineCache",
-    "cache_folder",
     "graph_sha256",
     "parse_size",
 ]
@@ -53,7 +52,6 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CACHE_VARIABLE = "FASTERVIT_TRT_CACHE"
 LIMIT_VARIABLE = "FASTERVIT_TRT_CACHE_LIMIT"
 
 _DEFAULT_LIMIT = "20GB"  # some 300 engines of FasterViT-0 in fp16, or 3 of FasterViT-6 in fp32
@@ -244,14 +242,6 @@ class EngineCache:
         if not self._warned:
             warn(text)
         self._warned = True
-
-
-def cache_folder() -> Path:
-    """``$FASTERVIT_TRT_CACHE``, else the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else user_cache_path("fastervit-trt", appauthor=False)
 
 
 def parse_size(text: str) -> int:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from fastervit_trt.artifacts import sha256_file
 from fastervit_trt.console import err_console, step
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.host import cache_folder
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -82,7 +83,7 @@ def download_checkpoint(name: str, cache: Path | None = None) -> Path:
     official = official_file(name)
     if official is None:
         raise FasterViTError(f"there is no official checkpoint of '{name}'; pass your own with --checkpoint FILE")
-    folder = cache or _cache_folder()
+    folder = cache or cache_folder()
     path = folder / official.name
     if path.is_file():
         return path
@@ -247,13 +248,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("FASTERVIT_TRT_CACHE")
-    return Path(named).expanduser() if named else user_cache_path("fastervit-trt", appauthor=False)
 
 
 def _check_status(response: Response) -> None:

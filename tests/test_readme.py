@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
     return found
 
 
-def test_commands_run_as_written(
+def test_commands_and_python_run_as_written(
     command: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -38,14 +38,11 @@ def test_commands_run_as_written(
         assert finished.code == 0, f"{line}\n{finished.err}"
     assert Path("faster_vit_0_224-fp16/model.onnx").exists()
     assert Path("report/report.html").exists()
-
-
-def test_python_runs_as_written() -> None:
-    for block in blocks("python"):
+    for block in blocks("python"):  # they load what the commands have written
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "plugins/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "plugins/README.md", "engines/README.md"])
 def test_local_links_lead_somewhere(document: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text())
     missing = [link for link in links if not ((ROOT / document).parent / link).exists()]

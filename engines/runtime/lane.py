@@ -100,8 +100,7 @@ class Lane:
             self._do_without_graphs(error)
             return
         if len(self._captured) >= self._most_graphs:
-            stream.synchronise()  # the oldest graph may be running still; this stream waited for all before it
-            self._forget_oldest()
+            self._forget_oldest()  # which is done: making a context waited for all before it
         self._captured[key] = _Captured(graph, context)
 
     def _do_without_graphs(self, error: Exception) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OrtCpu", "OrtCuda", "why_no_cuda_provider"]
 
 _CUDA = "CUDAExecutionProvider"
+_DEVICE = "cuda"
 _ERRORS_ONLY = 3
 
 
@@ -86,16 +87,14 @@ class OrtCuda:
         return Done(tuple(self._session.run(list(self.outputs), {self._input: np.ascontiguousarray(images)})))
 
     def run_on_gpu(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        import torch
-
         self._bridge.check(images)
         results = tuple(self._bridge.empty((len(images), *shape)) for shape in self._shapes)
         binding = self._session.io_binding()
-        place = ("cuda", self._ordinal, np.float32)
+        place = (_DEVICE, self._ordinal, np.float32)
         binding.bind_input(self._input, *place, tuple(images.shape), images.data_ptr())
         for name, result in zip(self.outputs, results, strict=True):
             binding.bind_output(name, *place, tuple(result.shape), result.data_ptr())
-        torch.cuda.current_stream(self._ordinal).synchronize()  # ONNX Runtime has a stream of its own
+        self._bridge.synchronise()  # ONNX Runtime has a stream of its own
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return results

@@ -10,8 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from fastervit_trt.console import warn
-from fastervit_trt.engines.cache import cache_folder
 from fastervit_trt.engines.private_folder import make_private, why_not_private, write_whole
+from fastervit_trt.host import cache_folder
 
 __all__ = ["RuntimeCache"]
 

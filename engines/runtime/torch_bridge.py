@@ -53,6 +53,12 @@ class TorchBridge:
 
         torch.cuda.current_stream(self._ordinal).wait_stream(self._ours(stream))
 
+    def synchronise(self) -> None:
+        """Wait on the host for what PyTorch has enqueued."""
+        import torch
+
+        torch.cuda.current_stream(self._ordinal).synchronize()
+
     def _ours(self, stream: Stream) -> torch.cuda.ExternalStream:
         import torch
 

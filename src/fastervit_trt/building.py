@@ -19,13 +19,13 @@ from fastervit_trt.engine_choice import EngineChoice, EngineRequest
 from fastervit_trt.engines.api import NAMES, RuntimeName
 from fastervit_trt.engines.audit import Audit, audit_engine, audit_name, write_audits
 from fastervit_trt.engines.build import BuildRequest, BuiltEngine, PluginLibrary, Progress, build_engine
-from fastervit_trt.engines.cache import EngineCache
+from fastervit_trt.engines.cache import BUILDER_SCHEMA, EngineCache
 from fastervit_trt.engines.explain import explain
 from fastervit_trt.engines.inspector import kernels_of_inspection
 from fastervit_trt.engines.kernels import EngineKernels
-from fastervit_trt.engines.machine import Machine
+from fastervit_trt.engines.machine import Machine, platform_name
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.signing import sign_record
+from fastervit_trt.engines.signing import sign_record, signing_key
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import fused_calls
@@ -74,6 +74,7 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
         FasterViTError: see :func:`fastervit_trt.engines.build.build_engine`; or an engine that is not what was asked
             for. Nothing of it is left behind.
     """
+    signing_key()  # before a long build, not after it, a folder of keys that cannot be used is said
     machine = Machine.detect(request.runtime)
     path = folder / engine_name(request.runtime, request.compute_capability or machine.capability or "none")
     details = folder / audit_name(path.name)
@@ -212,12 +213,14 @@ def _record(engine: BuiltEngine, graph: Graph, audits: Sequence[Audit]) -> dict[
         "compute_capability": engine.compute_capability,
         "gpu": engine.gpu,
         "driver": engine.driver,
+        "platform": platform_name(),
         "profiles": [[p.minimum, p.optimum, p.maximum] for p in engine.profiles],
         "precision": graph.precision,
         "hardware_compatibility": engine.options.hardware_compatibility,
         "version_compatible": engine.options.version_compatible,
         "stripped": engine.options.strip_weights,
         "plugins": None if engine.plugins is None else _plugin_record(engine.plugins, audits[0]),
+        "builder_schema": BUILDER_SCHEMA,
         "onnx_sha256": file_entry(graph.onnx)["sha256"],
         "options": engine.options.record(),
         "layers": engine.layers,

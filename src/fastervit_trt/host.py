@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import psutil
+from platformdirs import user_cache_path
 
-__all__ = ["cpu_name", "peak_rss_mib", "release_memory", "usable_cpus", "versions"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "cpu_name", "peak_rss_mib", "release_memory", "usable_cpus", "versions"]
+
+CACHE_VARIABLE = "FASTERVIT_TRT_CACHE"
 
 _PACKAGES = (
     "torch",
@@ -39,6 +42,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cache_folder() -> Path:
+    """Where downloads and built engines are kept: ``$FASTERVIT_TRT_CACHE``, else the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else user_cache_path("fastervit-trt", appauthor=False)
 
 
 def cpu_name() -> str:

@@ -20,9 +20,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fastervit_trt.engines import cache as cache_module
-from fastervit_trt.engines.cache import CacheKey, EngineCache, cache_folder, graph_sha256, parse_size
+from fastervit_trt.engines.cache import CacheKey, EngineCache, graph_sha256, parse_size
 from fastervit_trt.engines.private_folder import alone
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.host import cache_folder
 
 KEY = CacheKey(
     onnx_sha256="a" * 64,

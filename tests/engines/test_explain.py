@@ -171,7 +171,8 @@ def test_multiplications_of_fused_operators(operator: str) -> None:
     heads, dim, tokens, windows = 2, 24, 7, 3
     model = call(operator, str(2 * windows * tokens), heads, dim, tokens)
     macs = CALLS[operator](windows * tokens, heads * dim, tokens)
-    assert work_of_graph(model) == [Work(f"stages.3.blocks.0.attn/{operator}_0", "stages.3.blocks.0.attn", "fp16", macs)]
+    node = f"stages.3.blocks.0.attn/{operator}_0"
+    assert work_of_graph(model) == [Work(node, "stages.3.blocks.0.attn", "fp16", macs)]
 
 
 @pytest.mark.parametrize("operator", CALLS)

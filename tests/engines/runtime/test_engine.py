@@ -16,7 +16,8 @@ import torch
 
 from fastervit_trt.artifacts import file_entry
 from fastervit_trt.engines.machine import Machine
-from fastervit_trt.engines.runtime import Engine, backends
+from fastervit_trt.engines.runtime import Engine, backends, ort_session
+from fastervit_trt.engines.runtime import engine as engine_module
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
@@ -148,6 +149,29 @@ def test_what_cannot_be_had_is_one_line_that_says_what_to_do(exports: Path, tmp_
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(FasterViTError, match=r"is not the one for CUDA: .*pip install onnxruntime-gpu"):
             Engine.load(exports / "fp32", backend="ort-cuda")
+
+
+def test_onnx_runtime_reads_and_writes_pytorchs_memory(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU's memory here; test_on_gpu.py does it on a GPU's."""
+    path, empty = exports / "fp32" / "model.onnx", torch.empty
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    monkeypatch.setattr(ort_session, "why_no_cuda_provider", lambda: None)
+    monkeypatch.setattr(backends, "why_no_cuda_provider", lambda: None)
+    monkeypatch.setattr(backends, "_why_no_driver", lambda: None)
+    monkeypatch.setattr(ort_session, "_cuda_session", lambda path, ordinal: plain)
+    monkeypatch.setattr(ort_session, "_DEVICE", "cpu")
+    bridge = SimpleNamespace(check=lambda images: None, synchronise=lambda: None, empty=empty)
+    monkeypatch.setattr(ort_session, "TorchBridge", lambda ordinal: bridge)
+    images = images_of(11)
+    with Engine.load(exports / "fp32") as engine:
+        assert engine.backend == "ort-cuda"
+        (from_host,) = engine(images)
+        monkeypatch.setattr(engine_module, "is_on_gpu", lambda images: True)
+        (in_place,) = engine(torch.from_numpy(images))
+    assert isinstance(in_place, torch.Tensor)
+    assert np.array_equal(in_place.numpy(), from_host)
+    expected = run_padded(lambda x: plain.run(None, {"images": x})[0], BatchRange(1, 4, 8), images)
+    assert np.array_equal(from_host, expected)
 
 
 def test_an_engine_for_this_gpu_is_found_admitted_and_run(folder: Path, gpu: SimpleNamespace) -> None:

@@ -166,6 +166,7 @@ def test_cuda_tensors_are_read_and_written_in_place_and_in_order(
             monkeypatch.setattr(engine_module, "is_on_gpu", lambda images: False)
             assert same(simulated.engine(images), compute(images))  # from host memory, in between
             monkeypatch.setattr(engine_module, "is_on_gpu", lambda images: True)
+    simulated.engine.close()  # waits for what it has under way
     with device.active():
         bridge.current.synchronise()
     for results, images in kept:
