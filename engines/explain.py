@@ -1,4 +1,4 @@
-"""Why 8 bits are not faster than 16, where they are not: read off the graph and the engine's plan.
+"""Why 8 bits are not faster than 16, where they are not: read off the graph and the engine's kernels.
 
 An engine gains where a product runs in 8 bits and what stands around it stays fused. It loses where a scale, a bias or
 a GELU that rode along with a float16 product becomes a kernel of its own, where attention falls apart, and where most
@@ -15,7 +15,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
-from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.export.graph import BLOCK, shape_at
 
 __all__ = ["ATTENTIONS", "Finding", "Work", "explain", "work_of_graph"]
@@ -52,21 +51,20 @@ class Work:
     macs: int
 
 
-def explain(onnx_path: Path, plan: Path | None = None, plan_16: Path | None = None) -> list[Finding]:
+def explain(
+    onnx_path: Path, kernels: EngineKernels | None = None, kernels_16: EngineKernels | None = None
+) -> list[Finding]:
     """The reasons, the weightiest first.
 
     Args:
         onnx_path: a quantised graph.
-        plan: TensorRT-RTX's plan of it.
-        plan_16: its plan of the same model in float16, to compare launches.
-
-    Raises:
-        FasterViTError: a plan that cannot be read.
+        kernels: of an engine of it.
+        kernels_16: of an engine of the same model in float16, to compare launches.
     """
     model = ir.load(onnx_path)
     findings = list(_of_graph(model))
-    if plan is not None:
-        findings += _of_plan(plan_kernels(plan), None if plan_16 is None else plan_kernels(plan_16))
+    if kernels is not None:
+        findings += _of_engine(kernels, kernels_16)
     return findings
 
 
@@ -109,8 +107,8 @@ def _of_graph(model: ir.Model) -> Iterator[Finding]:
         )
 
 
-def _of_plan(plan: EngineKernels, plan_16: EngineKernels | None) -> Iterator[Finding]:
-    apart = [k for k in plan.kernels if k.kind not in _PRODUCTS and _computes(k, ("Gemm", "Conv"))]
+def _of_engine(kernels: EngineKernels, kernels_16: EngineKernels | None) -> Iterator[Finding]:
+    apart = [k for k in kernels.kernels if k.kind not in _PRODUCTS and _computes(k, ("Gemm", "Conv"))]
     alone = [k for k in apart if k.kind is Kind.POINTWISE]
     if alone:
         yield Finding(
@@ -119,7 +117,7 @@ def _of_plan(plan: EngineKernels, plan_16: EngineKernels | None) -> Iterator[Fin
             _blocks(alone, ("Gemm", "Conv")),
             "in 16 bits these ride along with the product; large batches and wide layers still gain, small ones do not",
         )
-    stranded = [k for k in plan.kernels if k.nodes and all("QuantizeLinear" in node for node in k.nodes)]
+    stranded = [k for k in kernels.kernels if k.nodes and all("QuantizeLinear" in node for node in k.nodes)]
     if stranded:
         yield Finding(
             f"{len(stranded)} kernels do nothing but quantise",
@@ -127,16 +125,16 @@ def _of_plan(plan: EngineKernels, plan_16: EngineKernels | None) -> Iterator[Fin
             "residual sums and attentions before them yield 16 bits; a block that gains too little for that can stay "
             "in 16 bits (--precision mixed)",
         )
-    if unfused := plan.count(Kind.SOFTMAX):
-        softmaxes = [k for k in plan.kernels if k.kind is Kind.SOFTMAX]
+    if unfused := kernels.count(Kind.SOFTMAX):
+        softmaxes = [k for k in kernels.kernels if k.kind is Kind.SOFTMAX]
         yield Finding(
-            f"{unfused} of {unfused + plan.count(Kind.ATTENTION)} attentions are not one kernel",
+            f"{unfused} of {unfused + kernels.count(Kind.ATTENTION)} attentions are not one kernel",
             _blocks(softmaxes, ("Softmax",)),
             "scores go through memory; on TensorRT 10 and 11 the plugins take these attentions",
         )
-    if plan_16 is not None and plan.launches > plan_16.launches:
+    if kernels_16 is not None and kernels.launches > kernels_16.launches:
         yield Finding(
-            f"{plan.launches} kernels are launched where float16 launches {plan_16.launches}",
+            f"{kernels.launches} kernels are launched where float16 launches {kernels_16.launches}",
             (),
             "at small batches launches are the time: capture a CUDA graph, or stay in 16 bits",
         )

@@ -205,7 +205,7 @@ def _kernels(engine: BuiltEngine, profile: int) -> EngineKernels:
 
 
 def _record(engine: BuiltEngine, graph: Graph, audits: Sequence[Audit]) -> dict[str, Any]:
-    against = explain(graph.onnx, engine.path) if graph.quantised and engine.runtime == "tensorrt-rtx" else []
+    against = explain(graph.onnx, _kernels(engine, 0)) if graph.quantised else []
     return {
         "file": engine.path.name,
         "runtime": engine.runtime,
