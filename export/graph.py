@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
+import onnx_ir.passes.common
 import sympy
 
 from fastervit_trt.plugins.names import DOMAIN

@@ -49,10 +49,10 @@ def check_images(images: np.ndarray | torch.Tensor, shape: tuple[int, ...]) -> N
     Raises:
         FasterViTError: says what they are and should be.
     """
-    dtype = str(images.dtype).removeprefix("torch.")
-    if dtype != "float32" or tuple(images.shape[1:]) != shape or images.ndim != 1 + len(shape):
+    is_float32 = images.dtype == np.float32 or str(images.dtype) == "torch.float32"
+    if not is_float32 or images.shape[1:] != shape or images.ndim != 1 + len(shape):
         raise FasterViTError(
-            f"images must be float32 (B, {', '.join(map(str, shape))}), not {dtype} "
+            f"images must be float32 (B, {', '.join(map(str, shape))}), not {str(images.dtype).removeprefix('torch.')} "
             f"{tuple(images.shape)}; prepare them as the manifest's 'preprocessing' says"
         )
 

@@ -132,6 +132,19 @@ def test_auto_on_this_machine_takes_what_runs_here(exports: Path, capfd: pytest.
     assert "warning" not in capfd.readouterr().err  # nothing that anybody should be told
 
 
+def test_auto_says_what_a_machine_with_a_gpu_is_missing(
+    exports: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(backends, "_why_no_driver", lambda: None)
+    monkeypatch.setattr(backends, "why_no_cuda_provider", lambda: "it is not there")
+    monkeypatch.setattr(backends, "import_runtime", lambda runtime: None)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    assert Engine.load(exports / "fp16", threads=1).backend == "ort-cpu"
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert "rtx is passed over: PyCUDA is not installed" in warning
+    assert warning.endswith("pip install 'fastervit-trt[gpu]'")
+
+
 def test_what_cannot_be_had_is_one_line_that_says_what_to_do(exports: Path, tmp_path: Path) -> None:
     build = r"make one with `fastervit-engine build \S+ --runtime tensorrt`"
     for arguments, message in (
