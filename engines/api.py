@@ -1,7 +1,7 @@
 """What TensorRT 10, 11 and TensorRT-RTX have, and where their Python API differs: all of that drift is in this file.
 
 Versions of ``tensorrt``: read from the bindings of every minor release from 10.3 to 10.16, 11.0, 11.1 and 11.4; of
-``tensorrt_rtx``: 1.4 and 1.7 (tests/engines/recorded/api). What TensorRT-RTX accepts without effect, or fails on, was
+``tensorrt_rtx``: 1.4 to 1.7 (tests/engines/recorded/api). What TensorRT-RTX accepts without effect, or fails on, was
 found by building with 1.7.1.
 """
 
@@ -15,7 +15,16 @@ from typing import Any, Literal
 from fastervit_trt.engines.machine import installed_version
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["NAMES", "Feature", "RuntimeName", "TensorRtApi", "unavailable_reason", "version_tuple"]
+__all__ = [
+    "NAMES",
+    "Feature",
+    "RuntimeName",
+    "TensorRtApi",
+    "check_target",
+    "unavailable_reason",
+    "unsuitable_reason",
+    "version_tuple",
+]
 
 RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 NAMES: Mapping[RuntimeName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -31,6 +40,7 @@ _MISSING: Mapping[RuntimeName, str] = {
 # From here on a parser prefers a registered plugin over the function of a node that names its namespace. Before, it
 # may know no functions (10.3) or look at them in another order, so it is given a graph without them.
 _FUNCTIONS_AND_PLUGINS = (10, 15)
+_RTX_TARGETS_SINCE = {"12.1": (1, 5)}  # the others are as old as TensorRT-RTX 1.4
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,11 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 def unavailable_reason(runtime: RuntimeName) -> str | None:
     """None where ``runtime`` is installed and new enough, else one line that says what is missing."""
-    version = installed_version(runtime)
+    return unsuitable_reason(runtime, installed_version(runtime))
+
+
+def unsuitable_reason(runtime: RuntimeName, version: str | None) -> str | None:
+    """None where ``version``, None for none at all, is new enough, else one line that says what is missing."""
     if version is None:
         return _MISSING[runtime]
     oldest = _OLDEST[runtime]
@@ -92,6 +106,19 @@ def unavailable_reason(runtime: RuntimeName) -> str | None:
             f"{NAMES[runtime]} {version} is too old; {needed} or later is needed: {_MISSING[runtime].split(': ')[-1]}"
         )
     return None
+
+
+def check_target(version: str, compute_capability: str) -> None:
+    """Refuse what TensorRT-RTX ``version`` cannot compile for.
+
+    Raises:
+        FasterViTError: names the release that can.
+    """
+    major, minor = _RTX_TARGETS_SINCE.get(compute_capability, _OLDEST["tensorrt-rtx"])
+    if version_tuple(version) < (major, minor):
+        raise FasterViTError(
+            f"TensorRT-RTX {version} has no compute capability {compute_capability}; {major}.{minor} and later have it"
+        )
 
 
 class TensorRtApi:

@@ -5,37 +5,28 @@ Every line is in the words of the model: ``stages.2.blocks.3.hat_attn``; TensorR
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from fastervit_trt.artifacts import Manifest, sha256_file
 from fastervit_trt.engines.explain import ATTENTIONS, Work, work_of_graph
 from fastervit_trt.engines.failures import block_of_node
 from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
+from fastervit_trt.engines.shapes import with_all_shapes
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.graph import BLOCK
 
-__all__ = [
-    "Attention",
-    "Audit",
-    "Block",
-    "Product",
-    "Stage",
-    "audit_engine",
-    "audit_name",
-    "read_audits",
-    "write_audits",
-]
+__all__ = ["Attention", "Audit", "Block", "Product", "Stage", "audit_engine"]
 
 _BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
 _PRODUCTS = (Kind.GEMM, Kind.CONVOLUTION, Kind.ATTENTION, Kind.PLUGIN)
 _MOVED = (Kind.REFORMAT, Kind.CAST, Kind.MOVEMENT)
+_NARROW = 8  # bits: operands of this size may be widened before they are multiplied
 _NAMED = 3  # blocks in a sentence
 OTHER = "input and output"  # casts and rearrangements of images and logits
 
@@ -109,7 +100,7 @@ class Audit:
             raise FasterViTError(
                 f"{label} is not what was asked for: {first.block} runs in {first.ran}, the graph has {first.asked}; "
                 f"so do {len(other)} of {len(self.products)} products, {share:.0%} of the multiplications "
-                f"({_some(p.block for p in other)}); report it with the versions of TensorRT and of the driver"
+                f"({_some(p.block for p in other)}); try another --precision or release of TensorRT"
             )
         hidden = [p for p in self.products if p.ran is None]
         if not hidden:
@@ -161,10 +152,10 @@ def audit_engine(onnx_path: Path, kernels: EngineKernels) -> Audit:
     Args:
         kernels: of the plan or of the inspector's answer.
     """
-    model = ir.load(onnx_path)
+    model = with_all_shapes(ir.load(onnx_path))
     computing = _kernels_of_nodes(model, kernels)
     products = tuple(_product(work, computing[work.node]) for work in work_of_graph(model))
-    placed = list(_placed(kernels))
+    placed = list(_placed(model, kernels))
     return Audit(
         launches=kernels.launches,
         targets=kernels.targets,
@@ -174,41 +165,6 @@ def audit_engine(onnx_path: Path, kernels: EngineKernels) -> Audit:
         products=products,
         reformats=tuple((_first(blocks), k.name) for blocks, k in placed if k.kind in (Kind.REFORMAT, Kind.CAST)),
     )
-
-
-def audit_name(engine: str) -> str:
-    """``model.rtx-sm89.audit.json`` of ``model.rtx-sm89.engine``."""
-    return f"{engine.removesuffix('.engine')}.audit.json"
-
-
-def write_audits(audits: Sequence[Audit], path: Path) -> None:
-    """The audits of an engine, one per optimisation profile, as JSON."""
-    path.write_text(json.dumps([audit.record() for audit in audits], indent=1) + "\n")
-
-
-def read_audits(path: Path) -> dict[str, Audit]:
-    """Engine → audit, of an export folder or of one engine in one; ``"….engine, profile 1"`` where it has several.
-
-    Raises:
-        FasterViTError: no export, no engine, or an audit that is missing or not the one the manifest lists.
-    """
-    folder = path.parent if path.is_file() else path
-    manifest = Manifest.read(folder)
-    engines = [record["file"] for record in manifest.engines if not path.is_file() or record["file"] == path.name]
-    if not engines:
-        listed = f"the manifest lists no engine '{path.name}'" if path.is_file() else f"'{folder}' has no engines"
-        raise FasterViTError(f"{listed}; build one with: fastervit-engine build {folder}")
-    audits: dict[str, Audit] = {}
-    for engine in engines:
-        file = folder / audit_name(engine)
-        if not file.is_file() or sha256_file(file) != manifest.files.get(file.name, {}).get("sha256"):
-            raise FasterViTError(
-                f"'{file}' is not what the manifest describes; build again: fastervit-engine build {folder}"
-            )
-        records = json.loads(file.read_text())
-        names = [engine] if len(records) == 1 else [f"{engine}, profile {i}" for i in range(len(records))]
-        audits.update(zip(names, map(Audit.from_record, records), strict=True))
-    return audits
 
 
 def _kernels_of_nodes(model: ir.Model, kernels: EngineKernels) -> defaultdict[str, list[Kernel]]:
@@ -223,12 +179,13 @@ def _kernels_of_nodes(model: ir.Model, kernels: EngineKernels) -> defaultdict[st
 
 
 def _product(work: Work, kernels: list[Kernel]) -> Product:
-    """The widest type among the kernels that multiply for this node."""
+    """The widest type among the kernels that multiply for this node; none where one of them hides what may be wider."""
     multiplying = [kernel for kernel in kernels if kernel.kind in _PRODUCTS] or list(filter(_weighs, kernels))
-    shown = [(kernel, kind) for kernel in multiplying if (kind := _operand_type(kernel)) is not None]
-    if not shown:
+    types = [(kernel, _operand_type(kernel)) for kernel in multiplying]
+    shown = [(kernel, type_) for kernel, type_ in types if type_ is not None]
+    kernel, ran = max(shown, key=lambda item: _BITS[item[1]], default=(None, None))
+    if kernel is None or (ran == work.type and len(shown) < len(types)):
         return Product(work.node, work.block, work.type, None, work.macs, None)
-    kernel, ran = max(shown, key=lambda item: _BITS.get(item[1], 64))
     return Product(work.node, work.block, work.type, ran, work.macs, kernel.name)
 
 
@@ -239,28 +196,40 @@ def _weighs(kernel: Kernel) -> bool:
 
 
 def _operand_type(kernel: Kernel) -> str | None:
-    """What a product is computed in: the wider type of its two narrowest matrices.
+    """What a product is computed in: the wider type of its two narrowest matrices; None where it is not shown.
 
     Sums fused into it may bring wider matrices, and weights alone may be narrower (they are widened before). Where
-    TensorRT withholds the types of activations, as 10.x may with a dynamic batch, the weights' type has to do.
+    TensorRT withholds the types of activations, as 10.x may with a dynamic batch, the weights' type has to do, unless
+    it is the narrow one.
     """
     matrices = [tensor for tensor in kernel.inputs if tensor.is_matrix]
-    kinds = sorted((tensor.type for tensor in matrices if tensor.type in _BITS), key=_BITS.__getitem__)
-    if len(kinds) < len(matrices) and not any(t.constant and t.type in _BITS for t in matrices):
+    types = sorted((tensor.type for tensor in matrices if tensor.type in _BITS), key=_BITS.__getitem__)
+    if not types:
         return None
-    return kinds[min(1, len(kinds) - 1)] if kinds else None
+    if len(types) == len(matrices):
+        type_ = types[min(1, len(types) - 1)]
+        return None if _BITS[type_] == _NARROW and _casts_before(kernel) else type_
+    weights = [t.type for t in matrices if t.constant and _BITS.get(t.type, _NARROW) > _NARROW]
+    return weights[0] if weights and kernel.kind in (Kind.GEMM, Kind.CONVOLUTION) else None
+
+
+def _casts_before(kernel: Kernel) -> bool:
+    """Whether its operands are cast on their way into the product: then their type in memory is not what it runs in."""
+    before = takewhile(lambda operation: operation not in ("Fc", "Corr"), kernel.operations)
+    return "Cast" in before
 
 
 def _attentions(model: ir.Model, computing: Mapping[str, list[Kernel]]) -> Iterator[Attention]:
-    """Attentions of the model, called or written out."""
-    parts: defaultdict[str, list[str]] = defaultdict(list)
+    """Attentions of the model, called or written out: all that is computed in their blocks."""
+    nodes: defaultdict[str, list[str]] = defaultdict(list)
+    attending = set()
     for node in model.graph:
         block = str(node.metadata_props.get(BLOCK, ""))
-        within = node.op_type in ("MatMul", "Attention") and block.endswith("attn")
-        if within or node.op_type in (*ATTENTIONS, "Softmax"):
-            parts[block].append(node.name or "")
-    for block, nodes in parts.items():
-        kernels = list({id(k): k for node in nodes for k in computing[node]}.values())
+        nodes[block].append(node.name or "")
+        if node.op_type in (*ATTENTIONS, "Attention", "Softmax"):
+            attending.add(block)
+    for block in (block for block in nodes if block in attending):
+        kernels = list({id(k): k for node in nodes[block] for k in computing[node]}.values())
         kinds = {kernel.kind for kernel in kernels}
         form = "plugin" if Kind.PLUGIN in kinds else "one kernel" if Kind.ATTENTION in kinds else "in parts"
         yield Attention(block, form, tuple(kernel.name for kernel in kernels))
@@ -287,27 +256,29 @@ def _stages(placed: Iterable[tuple[tuple[str, ...], Kernel]], products: Iterable
         tensors[stage].update(tensor.type for tensor in kernel.outputs if not tensor.constant)
     for product in products:
         macs[_stage(product.block)][product.ran or "not shown"] += product.macs
-    for stage in launches:
+    for stage in dict.fromkeys((*launches, *macs)):
         yield Stage(stage, launches[stage], dict(tensors[stage]), dict(macs[stage]))
 
 
-def _placed(kernels: EngineKernels) -> Iterator[tuple[tuple[str, ...], Kernel]]:
+def _placed(model: ir.Model, kernels: EngineKernels) -> Iterator[tuple[tuple[str, ...], Kernel]]:
     """Every kernel with its blocks; one whose nodes TensorRT does not keep belongs to whatever wrote its input."""
+    order = {node.name or "": index for index, node in enumerate(model.graph)}
     written: dict[str, tuple[str, ...]] = {}
     for kernel in kernels.kernels:
         sources = (written[tensor.name] for tensor in kernel.inputs if tensor.name in written)
-        blocks = _blocks(kernel) or next(sources, ())
+        blocks = _blocks(kernel, order) or next(sources, ())
         written.update((tensor.name, blocks) for tensor in kernel.outputs)
         yield blocks, kernel
 
 
-def _blocks(kernel: Kernel) -> tuple[str, ...]:
-    """Blocks whose nodes it computes, in the order they are listed."""
-    return tuple(dict.fromkeys(filter(None, (block_of_node(node) for node in kernel.nodes))))
+def _blocks(kernel: Kernel, order: Mapping[str, int]) -> tuple[str, ...]:
+    """Blocks whose nodes it computes, in the order of the graph."""
+    nodes = sorted(map(_outermost, kernel.nodes), key=lambda name: order.get(name, len(order)))
+    return tuple(dict.fromkeys(filter(None, map(block_of_node, nodes))))
 
 
 def _first(blocks: tuple[str, ...]) -> str:
-    return min(blocks) if blocks else OTHER
+    return blocks[0] if blocks else OTHER
 
 
 def _stage(block: str) -> str:

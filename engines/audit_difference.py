@@ -36,17 +36,11 @@ def differences(before: Audit, after: Audit) -> list[Difference]:
 
 
 def _types(audit: Audit) -> dict[str, str]:
-    """Product → type; products of one block that agree are one line."""
-    of_block: dict[str, dict[str, str]] = {}
+    """Block → what its products run in: several types where they do not agree."""
+    of_block: dict[str, list[str]] = {}
     for product in audit.products:
-        of_block.setdefault(product.block, {})[product.node] = product.ran or "not shown"
-    found = {}
-    for block, types in of_block.items():
-        if len(set(types.values())) == 1:
-            found[block] = next(iter(types.values()))
-        else:
-            found.update(types)
-    return found
+        of_block.setdefault(product.block, []).append(product.ran or "not shown")
+    return {block: " and ".join(dict.fromkeys(types)) for block, types in of_block.items()}
 
 
 def _forms(audit: Audit) -> dict[str, str]:

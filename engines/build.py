@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from fastervit_trt.artifacts import sha256_file
 from fastervit_trt.console import warn
-from fastervit_trt.engines.api import FEATURES, NAMES, RuntimeName, unavailable_reason
+from fastervit_trt.engines.api import FEATURES, NAMES, RuntimeName, check_target, unsuitable_reason
 from fastervit_trt.engines.cache import CacheKey, EngineCache, graph_sha256
 from fastervit_trt.engines.failures import Failure
 from fastervit_trt.engines.machine import Machine
@@ -129,7 +129,7 @@ def build_engine(
 
 
 def _check(request: BuildRequest, machine: Machine) -> None:
-    if (reason := unavailable_reason(request.runtime)) is not None and machine.version is None:
+    if (reason := unsuitable_reason(request.runtime, machine.version)) is not None:
         raise FasterViTError(reason)
     assert machine.version is not None
     if request.compute_capability is None and machine.gpu is None:
@@ -137,6 +137,8 @@ def _check(request: BuildRequest, machine: Machine) -> None:
             f"{NAMES[request.runtime]} builds on the GPU that an engine is for, and none was found here; build it "
             "there, or ahead of time with --runtime rtx"
         )
+    if request.compute_capability is not None:
+        check_target(machine.version, request.compute_capability)
     request.options.check(request.runtime, machine.version)
     if request.plugins is not None:
         FEATURES["plugins"].check(request.runtime, machine.version)
@@ -167,30 +169,33 @@ def _key(request: BuildRequest, machine: Machine) -> CacheKey:
 
 def _build(request: BuildRequest, on_progress: Progress, cache: EngineCache | None, machine: Machine) -> dict[str, Any]:
     """Try as asked, then with less memory; what the cache keeps of the engine."""
-    asked = request.options
     retries: list[str] = []
-    for options in (asked, *asked.with_less_memory(request.runtime, None)):
+    remaining = [request.options, *request.options.with_less_memory(request.runtime)]
+    while True:
+        options = remaining.pop(0)
         outcome = _attempt(replace(request, options=options), on_progress, cache, machine)
         if isinstance(outcome, dict):
             return {**outcome, "options": options.record(), "retries": retries}
-        message = _message(outcome, request)
-        if not outcome.out_of_memory:
-            raise FasterViTError(message)
+        if not (outcome.out_of_memory and remaining):
+            before = f"; before: {'; '.join(retries)}" if retries else ""
+            raise FasterViTError(_message(outcome, request) + before)
         retries.append(f"out of memory with {options}")
-        warn(f"{retries[-1]}; trying with less")
-    raise FasterViTError(f"{message}; tried {', '.join(retries)}")
+        warn(f"{retries[-1]}; trying with {remaining[0]}")
 
 
 def _message(failure: Failure, request: BuildRequest) -> str:
     nodes = (node.name or "" for node in ir.load(request.onnx).graph)
-    without = "skip engines with --compute-capability none" if request.runtime == "tensorrt-rtx" else "see --help"
-    return failure.describe(NAMES[request.runtime], request.target, nodes, without)
+    otherwise = "try a later release of TensorRT" if request.plugins is None else "try --plugins off"
+    if request.runtime == "tensorrt-rtx":
+        otherwise = "skip engines with --compute-capability none"
+    return failure.describe(NAMES[request.runtime], request.target, nodes, otherwise)
 
 
 def _attempt(
     request: BuildRequest, on_progress: Progress, cache: EngineCache | None, machine: Machine
 ) -> dict[str, Any] | Failure:
-    with tempfile.TemporaryDirectory() as scratch:
+    # Beside the engine, for a copy of the graph may be too large for where temporary files go.
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=request.engine.parent) as scratch:
         job, timing = _job(request, Path(scratch)), None
         if cache is not None and request.runtime == "tensorrt":
             place = ("tensorrt", machine.version or "", machine.gpu, machine.capability or "")
@@ -201,7 +206,7 @@ def _attempt(
         answer = _run_worker(job, on_progress)
         if isinstance(answer, Failure):
             return answer
-        if timing is not None and cache is not None:
+        if timing is not None and cache is not None and timing.exists():
             cache.store_timing_cache(*place, timing.read_bytes())
         inspection = None if job.inspection is None else Path(job.inspection).read_text()
         return {**answer, "inspection": inspection}
@@ -213,6 +218,7 @@ def _job(request: BuildRequest, scratch: Path) -> Job:
         runtime=request.runtime,
         onnx=str(request.onnx),
         engine=str(request.engine),
+        scratch=str(scratch),
         input=request.input_name,
         profiles=[[[size, *request.image_shape] for size in (p.minimum, p.optimum, p.maximum)] for p in dynamic],
         options=request.options.record(),
@@ -231,18 +237,20 @@ def _run_worker(job: Job, on_progress: Progress) -> dict[str, Any] | Failure:
     command = [sys.executable, "-m", "fastervit_trt.engines.worker"]
     answer: dict[str, Any] | None = None
     # The job is a file, not a pipe: a worker that dies before reading it would break the pipe under the writer.
-    with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+", errors="replace") as stderr:
         request.write(job.to_json())
         request.flush()
         request.seek(0)
-        with subprocess.Popen(command, stdin=request, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker:
+        with subprocess.Popen(
+            command, stdin=request, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace"
+        ) as worker:
             assert worker.stdout is not None
             try:
                 for message in filter(None, map(_json_or_none, worker.stdout)):
                     if "progress" in message:
                         report = message["progress"]
                         on_progress(report["phase"], report["done"], report["total"])
-                    else:
+                    elif message.keys() & {"result", "failure"}:
                         answer = message
             except BaseException:
                 worker.kill()

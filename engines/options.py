@@ -16,6 +16,7 @@ HardwareCompatibility = Literal["none", "ampere+", "same-capability"]
 _COMPATIBILITIES = ("none", "ampere+", "same-capability")
 _TILINGS = ("none", "fast", "moderate", "full")
 _MIB, _KIB = 1 << 20, 1 << 10
+_WORKSPACE_MIB = 4096  # where the retries begin if no limit was asked for: TensorRT's own is all memory
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,22 @@ class BuildOptions:
         """The options a manifest keeps."""
         return cls(**record)
 
-    def with_less_memory(self, runtime: RuntimeName, free_mib: int | None) -> list[BuildOptions]:
-        """Builds to try when memory ran out, each needing less than the one before.
+    def with_less_memory(self, runtime: RuntimeName) -> list[BuildOptions]:
+        """Builds to try when memory ran out, each needing less than the one before; none where all is lowest.
 
         A smaller workspace leaves out kernels that need much of it; a lower level also times fewer of them, which is
         what runs out of memory on a Jetson, where builder and kernels share it. RTX builds ahead of time and has
         nothing to lower but the workspace.
-
-        Args:
-            free_mib: free memory of the device, where known.
         """
-        start = self.workspace_mib or min(4096, free_mib or 4096)
-        steps = []
+        start = self.workspace_mib or _WORKSPACE_MIB
+        steps = [self]
         for divisor, level in ((2, 2), (8, 1), (32, 0)):
             less = replace(self, workspace_mib=max(1, start // divisor))
-            if runtime == "tensorrt" and (self.level is None or self.level > level):
-                less = replace(less, level=level)
-            steps.append(less)
-        return steps
+            if runtime == "tensorrt":
+                less = replace(less, level=level if self.level is None else min(self.level, level))
+            if less != steps[-1]:
+                steps.append(less)
+        return steps[1:]
 
     def bytes_of(self, name: Literal["workspace_mib", "shared_memory_kib"]) -> int | None:
         value: int | None = getattr(self, name)
@@ -108,7 +107,12 @@ class BuildOptions:
             raise FasterViTError(message)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.record().items()) or "no limits"
+        typed = {"workspace_mib": "workspace", "shared_memory_kib": "shared-memory"}
+        said = (
+            f"--{typed.get(name, name).replace('_', '-')}{'' if value is True else f' {value}'}"
+            for name, value in self.record().items()
+        )
+        return " ".join(said) or "no limits"
 
 
 def parse_profiles(text: str) -> tuple[BatchRange, ...]:

@@ -27,6 +27,7 @@ import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fastervit_trt.engines.kernels import EngineKernels, Kernel, KernelTensor, Kind, kind_of_generated
@@ -105,8 +106,8 @@ def _listings(content: bytes | mmap.mmap) -> Iterator[tuple[tuple[str, ...], dic
 
 
 def _tensors(declared: str) -> dict[str, KernelTensor]:
-    """Name → tensor; a ``sub_tensor`` is a view of another with a shape of its own."""
-    found = {}
+    """Name → tensor; a ``sub_tensor`` is a view with a shape of its own, and called after what it is a view of."""
+    found, bases = {}, {}
     for kind, line in re.findall(r"^ *(tensor|sub_tensor|const_tensor)=\{ (.*) \}$", declared, re.MULTILINE):
         name, type_ = re.search(r' name="([^"]*)"', line), re.search(r" type=(\w+)", line)
         if name is None or type_ is None:
@@ -115,6 +116,14 @@ def _tensors(declared: str) -> dict[str, KernelTensor]:
         shape = tuple(int(s) if s.isdigit() else None for s in (sides[1].split() if sides else ()))
         constant = kind == "const_tensor" or "const_payload_size" in line
         found[name[1]] = KernelTensor(name[1], _TYPES.get(type_[1], type_[1]), shape, constant)
+        if kind == "sub_tensor" and (base := re.search(r'\bbase="([^"]*)"', line)) is not None:
+            bases[name[1]] = base[1]
+    for view in bases:
+        whole = view
+        while whole in bases:
+            whole = bases[whole]
+        constant = found[view].constant or (whole in found and found[whole].constant)
+        found[view] = replace(found[view], name=whole, constant=constant)
     return found
 
 

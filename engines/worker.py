@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,12 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from fastervit_trt.engines.api import MODULES, RuntimeName, TensorRtApi
+from fastervit_trt.engines.failures import ABSENT_DRIVER
 from fastervit_trt.engines.options import BuildOptions
 from fastervit_trt.host import peak_rss_mib
 
 __all__ = ["BuildError", "Job", "build", "main"]
 
 Answer = Callable[[str, dict[str, Any]], None]
+
+_ERRORS = 3  # the last ones say why a build failed; before them TensorRT may tell of kernels it did without
+_NO_KERNEL = "Could not find any implementation"
+# Warnings that say why TensorRT found no kernel, or made no builder at all.
+_TELLING = re.compile(
+    r"insuff?icient memory|memory is insufficient|could not be allocated|CUDA initialization failure", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Job:
     runtime: RuntimeName
     onnx: str
     engine: str  # file to write
+    scratch: str  # folder for files of the build, which the caller removes
     input: str  # name of the images
     profiles: list[list[list[int]]]  # shapes (min, opt, max) of each; none where the graph's batch is static
     options: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +59,7 @@ class Job:
 
 
 class BuildError(Exception):
-    """TensorRT refused; ``errors`` as far as it says where and why."""
+    """TensorRT refused, at a stage of :class:`fastervit_trt.engines.failures.Failure`; ``errors`` say where and why."""
 
     def __init__(self, stage: str, errors: list[dict[str, str]]) -> None:
         super().__init__(stage)
@@ -61,13 +70,15 @@ def main() -> None:
     """Read the job, build, answer."""
     job = Job.from_json(sys.stdin.read())
     try:
-        trt = importlib.import_module(MODULES[job.runtime])
-        _answer("result", build(trt, job, _answer))
+        _answer("result", build(_import(job.runtime), job, _answer))
     except BuildError as failed:
         _answer("failure", {"stage": failed.stage, "errors": failed.errors})
     except MemoryError:
         _answer("failure", {"stage": "builder", "errors": [_error("out of memory")]})
-    except (AttributeError, TypeError, ImportError) as error:  # an API that differs from the releases known
+    except OSError as error:
+        where = f" ('{error.filename}')" if error.filename else ""
+        _answer("failure", {"stage": "builder", "errors": [_error(f"{error.strerror or error}{where}")]})
+    except (AttributeError, TypeError) as error:  # an API that differs from the releases known
         _answer("failure", {"stage": "api", "errors": [_error(f"{type(error).__name__}: {error}")]})
 
 
@@ -78,20 +89,20 @@ def build(trt: Any, job: Job, answer: Answer) -> dict[str, Any]:
         BuildError: the parser or the builder refused, or a file could not be written.
     """
     start = time.perf_counter()
-    api, log = TensorRtApi(trt, job.runtime), _Log(trt)
+    api, log = TensorRtApi(trt, job.runtime), _Log(trt, ahead_of_time=job.compute_capability is not None)
+    builder = _builder(trt, log)  # first, for the registry of plugins reports to its logger
     if job.plugin_library is not None and trt.get_plugin_registry().load_library(job.plugin_library) is None:
-        raise BuildError("plugins", [_error(log.text())])
-    builder = trt.Builder(log.logger)
+        raise log.error("plugins")
     network = api.create_network(builder)
     answer("progress", {"phase": "parsing", "done": 0, "total": 1})
     parser = _parse(api, network, log, job)  # owns weights that the network refers to
     config = _config(api, builder, job, answer)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise BuildError("builder", [_error(log.text())])
+        raise log.error("builder")
     _write(Path(job.engine), engine)
-    if job.timing_cache is not None:
-        _write(Path(job.timing_cache), config.get_timing_cache().serialize())
+    if job.timing_cache is not None and (timing := config.get_timing_cache()) is not None:
+        _write(Path(job.timing_cache), timing.serialize())
     if job.inspection is not None:
         answer("progress", {"phase": "inspecting", "done": 0, "total": 1})
         _write(Path(job.inspection), _inspect(api, engine, log, job).encode())
@@ -104,12 +115,25 @@ def build(trt: Any, job: Job, answer: Answer) -> dict[str, Any]:
     }
 
 
+def _import(runtime: RuntimeName) -> Any:
+    try:
+        return importlib.import_module(MODULES[runtime])
+    except (ImportError, OSError) as error:  # a library of its own or of CUDA is missing
+        raise BuildError("import", [_error(f"{type(error).__name__}: {error}")]) from error
+
+
+def _builder(trt: Any, log: _Log) -> Any:
+    try:
+        return trt.Builder(log.logger)
+    except TypeError as error:  # how the bindings say that CUDA could not be initialised
+        raise log.error("builder", otherwise=str(error)) from error
+
+
 def _parse(api: TensorRtApi, network: Any, log: _Log, job: Job) -> Any:
     parser = api.trt.OnnxParser(network, log.logger)
-    with tempfile.TemporaryDirectory(dir=Path(job.engine).parent) as scratch:
-        path = job.onnx if api.takes_functions else str(_without_functions(Path(job.onnx), Path(scratch), job))
-        if parser.parse_from_file(path):
-            return parser
+    path = job.onnx if api.takes_functions else str(_without_functions(Path(job.onnx), Path(job.scratch), job))
+    if parser.parse_from_file(path):
+        return parser
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     raise BuildError("parser", [_error(e.desc(), api.place_of(e), e.node_operator()) for e in errors])
 
@@ -117,17 +141,22 @@ def _parse(api: TensorRtApi, network: Any, log: _Log, job: Job) -> Any:
 def _without_functions(path: Path, folder: Path, job: Job) -> Path:
     """The graph for parsers that look at functions before plugins, or know none.
 
-    With the plugin library, operators that a plugin serves lose their function, so that the parser falls back to it.
+    With the plugin library, the calls that a plugin serves stay as they are, so that the parser finds nothing else.
     """
     import onnx_ir as ir
 
-    from fastervit_trt.export.graph import inline_functions, save_onnx
+    from fastervit_trt.export.graph import fused_calls, inline_call, inline_functions, save_onnx
 
     model = ir.load(path)
-    served = {n.op_identifier() for n in model.graph if job.plugin_library and "plugin_namespace" in n.attributes}
-    for identifier in served:
-        del model.functions[identifier]
-    inline_functions(model)
+    calls = fused_calls(model)
+    served = [call for call in calls if job.plugin_library and "plugin_namespace" in call.attributes]
+    if not served:
+        inline_functions(model)
+    else:
+        for call in calls:
+            if call not in served:
+                inline_call(model, call)
+        model.functions.clear()
     return save_onnx(model, folder)[0]
 
 
@@ -157,9 +186,15 @@ def _config(api: TensorRtApi, builder: Any, job: Job, answer: Answer) -> Any:
         config.add_optimization_profile(profile)
     if job.timing_cache is not None:
         known = Path(job.timing_cache)
-        cache = config.create_timing_cache(known.read_bytes() if known.is_file() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        _set_timing_cache(config, known.read_bytes() if known.is_file() else b"")
     return config
+
+
+def _set_timing_cache(config: Any, known: bytes) -> None:
+    for content in (known, b""):  # what TensorRT does not take is measured anew
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
 
 
 def _inspect(api: TensorRtApi, plan: Any, log: _Log, job: Job) -> str:
@@ -169,7 +204,7 @@ def _inspect(api: TensorRtApi, plan: Any, log: _Log, job: Job) -> str:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildError("inspection", [_error(log.text())])
+        raise log.error("inspection")
     inspector = engine.create_engine_inspector()
     # With a dynamic batch TensorRT 10 tells types only for a context whose shapes are set.
     if job.profiles and not BuildOptions.from_record(job.options).strip_weights:
@@ -192,28 +227,36 @@ def _error(reason: str, node: str = "", operator: str = "") -> dict[str, str]:
 
 
 def _answer(kind: str, content: dict[str, Any]) -> None:
-    print(json.dumps({kind: content}), flush=True)
+    print(f"\n{json.dumps({kind: content})}", flush=True)  # native code may have left a line unfinished
 
 
 class _Log:
-    """Keeps error messages; drops the one about an absent driver, which an ahead-of-time build does not need."""
+    """Keeps errors, and of the warnings the last one that explains them."""
 
-    def __init__(self, trt: Any) -> None:
-        messages: list[str] = []
-        self.messages = messages
+    def __init__(self, trt: Any, *, ahead_of_time: bool) -> None:
+        errors: list[str] = []
+        telling: list[str] = []
+        self.errors, self.telling = errors, telling
 
         class Collect(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.Severity.ERROR and "Cuda Runtime" not in message:
-                    messages.append(message)
+                if severity <= trt.ILogger.Severity.ERROR:
+                    if not (ahead_of_time and ABSENT_DRIVER.search(message)):
+                        errors.append(message)
+                elif severity == trt.ILogger.Severity.WARNING and _TELLING.search(message):
+                    telling[:] = [message]
 
         self.logger = Collect()
 
-    def text(self) -> str:
-        return "; ".join(self.messages[-3:]) or "no reason given"
+    def error(self, stage: str, otherwise: str = "no reason given") -> BuildError:
+        """What was said last, each thing once."""
+        said = list(dict.fromkeys(reversed(self.errors)))[:_ERRORS][::-1]
+        if not said or any(_NO_KERNEL in error for error in said):
+            said += self.telling
+        return BuildError(stage, [_error(reason) for reason in said or [otherwise]])
 
 
 def _progress_monitor(trt: Any, answer: Answer) -> Any:
@@ -221,16 +264,22 @@ def _progress_monitor(trt: Any, answer: Answer) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
+            self.done: dict[str, int] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.totals[phase] = steps
+            self.totals[phase], self.done[phase] = steps, 0
 
         def step_complete(self, phase: str, step: int) -> bool:
-            answer("progress", {"phase": phase, "done": step + 1, "total": self.totals.get(phase, 0)})
+            self.report(phase, step + 1)
             return True
 
-        def phase_finish(self, phase: str) -> None:
-            self.totals.pop(phase, None)
+        def phase_finish(self, phase: str) -> None:  # some phases end without their last steps
+            if self.done.get(phase) != self.totals.get(phase):
+                self.report(phase, self.totals[phase])
+
+        def report(self, phase: str, done: int) -> None:
+            self.done[phase] = done
+            answer("progress", {"phase": phase, "done": done, "total": self.totals.get(phase, 0)})
 
     return Monitor()
 

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastervit_trt.cli import bench, export
+from fastervit_trt.cli import bench, engine, export
+
+if TYPE_CHECKING:
+    from tests.engines.graphs import Graphs
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -39,8 +43,8 @@ class Finished:
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Run ``fastervit-export`` or ``fastervit-bench`` with arguments."""
-    mains = {"fastervit-export": export.main, "fastervit-bench": bench.main}
+    """Run ``fastervit-export``, ``fastervit-engine`` or ``fastervit-bench`` with arguments."""
+    mains = {"fastervit-export": export.main, "fastervit-engine": engine.main, "fastervit-bench": bench.main}
 
     def run(name: str, *arguments: object) -> Finished:
         capfd.readouterr()
@@ -109,6 +113,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         assert stop.value.code == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def graphs(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    """Graphs of the same model in every precision and form, and TensorRT-RTX's plans of them; made when asked for."""
+    from tests.engines.graphs import Graphs  # which needs this module
+
+    return Graphs(exports, tmp_path_factory.mktemp("graphs"))
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from fastervit_trt.artifacts import MANIFEST_NAME, Manifest, file_entry, new_fol
 from fastervit_trt.console import progress_bar, warn
 from fastervit_trt.engine_choice import EngineChoice, EngineRequest
 from fastervit_trt.engines.api import NAMES, RuntimeName
-from fastervit_trt.engines.audit import Audit, audit_engine, audit_name, write_audits
+from fastervit_trt.engines.audit import Audit, audit_engine
+from fastervit_trt.engines.audit_files import audit_name, write_audits
 from fastervit_trt.engines.build import BuildRequest, BuiltEngine, PluginLibrary, Progress, build_engine
 from fastervit_trt.engines.cache import BUILDER_SCHEMA, EngineCache
 from fastervit_trt.engines.explain import explain
@@ -29,6 +30,7 @@ from fastervit_trt.engines.signing import sign_record, signing_key
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import fused_calls
+from fastervit_trt.export.precision import Precision, Quantised, get_float, get_precision
 from fastervit_trt.plugin_choice import PluginVerdict, judge_plugins, open_session
 from fastervit_trt.plugins.library import find_library
 from fastervit_trt.plugins.names import DOMAIN
@@ -78,7 +80,7 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
     machine = Machine.detect(request.runtime)
     path = folder / engine_name(request.runtime, request.compute_capability or machine.capability or "none")
     details = folder / audit_name(path.name)
-    path.unlink(missing_ok=True)
+    _remove(path, details)  # not written over: an export that is added to shares its files with its successor
     try:
         engine, verdict = _fastest(graph, request, path, machine)
         audits = [audit_engine(graph.onnx, _kernels(engine, profile)) for profile in range(len(engine.profiles))]
@@ -86,10 +88,15 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
             warn(unproven)
         write_audits(audits, details)
     except BaseException:
-        path.unlink(missing_ok=True)
+        _remove(path, details)
         raise
     record = {**_record(engine, graph, audits), "plugin_choice": None if verdict is None else verdict.record()}
     return EngineResult(record, (path, details))
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _fastest(
@@ -145,6 +152,7 @@ def add_engines(folder: Path, choice: EngineChoice) -> tuple[Manifest, list[str]
     """
     manifest = Manifest.read(folder)
     manifest.check_files(folder, [name for name in manifest.files if name.startswith(GRAPH)])
+    choice.check_precision(_precision(folder, manifest))
     _, *image_shape = manifest.input["shape"]
     graph = Graph(
         onnx=folder / GRAPH,
@@ -166,6 +174,18 @@ def add_engines(folder: Path, choice: EngineChoice) -> tuple[Manifest, list[str]
         (successor / MANIFEST_NAME).unlink()  # it is the old one's file, too
         manifest.write(successor)
     return manifest, names
+
+
+def _precision(folder: Path, manifest: Manifest) -> Precision:
+    """What a GPU must have for the graph; of a mixture, its narrow part."""
+    quantisation = manifest.graph["quantisation"]
+    if quantisation is None:
+        return get_precision(manifest.precision)
+    if (form := quantisation.get("form")) is not None:
+        raise FasterViTError(f"'{folder / GRAPH}' is made for {form} alone; export the model again without --target")
+    narrow = get_precision(quantisation["type"])
+    assert isinstance(narrow, Quantised)
+    return replace(narrow, base=get_float(quantisation["base"]))
 
 
 def _link(source: str, target: str) -> None:

@@ -78,22 +78,36 @@ def choose_engines(
             TensorRT where it is installed beside a GPU, else TensorRT-RTX where that is.
 
     Raises:
-        FasterViTError: TensorRT was asked for by name and is missing, or is no runtime.
+        FasterViTError: ``runtime`` is none, or one was asked for by name and it, or the GPU it builds on, is missing;
+            or plugins where there can be none.
     """
     if runtime not in ("auto", "tensorrt", "rtx", "none"):
         raise FasterViTError(f"runtime '{runtime}' is none of auto, tensorrt, rtx and none")
     if runtime == "none" or (runtime != "tensorrt" and not capabilities):
         return EngineChoice((), "not asked for")
     request = EngineRequest("tensorrt", None, profiles, options or BuildOptions(), plugins, use_cache)
-    here = unavailable_reason("tensorrt") is None and Machine.detect("tensorrt").gpu is not None
-    if runtime == "tensorrt" or (runtime == "auto" and here):
-        if (reason := unavailable_reason("tensorrt")) is not None:
+    if runtime != "rtx":
+        if (reason := _why_not_here()) is None:
+            return EngineChoice((request,))
+        if runtime == "tensorrt":
             raise FasterViTError(reason)
-        return EngineChoice((request,))
     if (reason := unavailable_reason("tensorrt-rtx")) is not None:
+        if runtime == "rtx":
+            raise FasterViTError(reason)
         return EngineChoice((), reason)
+    if plugins == "on":
+        raise FasterViTError("TensorRT-RTX knows no plugins; leave out --plugins on, or build with --runtime tensorrt")
     wanted = dict.fromkeys(capabilities)
     return EngineChoice(tuple(replace(request, runtime="tensorrt-rtx", compute_capability=each) for each in wanted))
+
+
+def _why_not_here() -> str | None:
+    """Why TensorRT cannot build for this machine's GPU; None where it can."""
+    if (reason := unavailable_reason("tensorrt")) is not None:
+        return reason
+    if Machine.detect("tensorrt").gpu is None:
+        return "TensorRT builds on the GPU that an engine is for, and none was found here; build with --runtime rtx"
+    return None
 
 
 def parse_capabilities(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastervit_trt.engines.build import BuildRequest, build_engine
 from fastervit_trt.engines.kernels import EngineKernels, Kind
 from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
@@ -17,6 +19,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_graph import onnx_from_torch
 from fastervit_trt.export.precision import TypedModel, get_float
+from tests.engines.graphs import Graphs
 
 pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
 
@@ -150,6 +153,84 @@ def test_an_export_has_one_kernel_per_attention_with_several_heads(exports: Path
     assert kernels.count(Kind.OTHER) == 0
     assert sum(counts(kernels).values()) == kernels.launches
     assert plan_kernels(path.read_bytes()) == kernels
+
+
+# What kernels read and write
+@pytest.mark.parametrize(("precision", "type_"), [("fp32", "fp32"), ("fp16", "fp16")])
+def test_types_and_shapes_of_what_a_product_reads_and_writes(tmp_path: Path, precision: str, type_: str) -> None:
+    kernels = kernels_of([nn.Flatten(0, 1), nn.Linear(DIM, 3 * DIM), nn.LayerNorm(3 * DIM)], tmp_path, "2", precision)
+    (gemm,) = (kernel for kernel in kernels.kernels if kernel.kind is Kind.GEMM)
+    matrices = [(t.type, t.shape, t.constant) for t in gemm.inputs if t.is_matrix]
+    assert matrices == [(type_, (2 * TOKENS, DIM), False), (type_, (DIM, 3 * DIM), True)]
+    assert [(t.type, t.shape) for t in gemm.outputs] == [(type_, (2 * TOKENS, 3 * DIM))]
+    first, last = kernels.kernels[0], kernels.kernels[-1]
+    assert {tensor.type for tensor in first.inputs if tensor.name == "images.1"} == {"fp32"}
+    assert [(t.type, math.prod(map(int, t.shape))) for t in last.outputs] == [("fp32", 2 * TOKENS * 3 * DIM)]  # type: ignore[arg-type]
+    written = {tensor.name for kernel in kernels.kernels for tensor in kernel.outputs}
+    read = {tensor.name for kernel in kernels.kernels for tensor in kernel.inputs if not tensor.constant}
+    assert read - written == {"images.1"}  # every other one is written before it is read
+
+
+def test_sides_that_depend_on_the_batch_are_unknown(tmp_path: Path) -> None:
+    kernels = kernels_of([Layer()], tmp_path, "1:8:32")
+    (gemm,) = (kernel for kernel in kernels.kernels if kernel.kind is Kind.GEMM)
+    (activations,) = (tensor for tensor in gemm.inputs if tensor.is_matrix and not tensor.constant)
+    assert activations.shape[-1] == DIM
+    assert None in activations.shape
+    assert all(None not in tensor.shape for tensor in gemm.inputs if tensor.constant)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "fp16-static1", "int8"])
+def test_what_is_read_was_written_before_or_is_an_image(graphs: Graphs, name: str) -> None:
+    """Views are called after what they are views of."""
+    written = {"images.1"}
+    for kernel in plan_kernels(graphs.plan(name)).kernels:
+        assert {tensor.name for tensor in kernel.inputs if not tensor.constant} <= written
+        written |= {tensor.name for tensor in kernel.outputs}
+    assert "logits.1" in written
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_products_in_8_bits_read_8_bits(graphs: Graphs, precision: str) -> None:
+    kernels = plan_kernels(graphs.plan(precision))
+    for block in graphs.quantised_blocks:
+        computing = [k for k in kernels.kernels if k.kind in (Kind.GEMM, Kind.CONVOLUTION)]
+        (product,) = (k for k in computing if any(node.startswith(f"{block}/Dequantize") for node in k.nodes))
+        assert {tensor.type for tensor in product.inputs if tensor.is_matrix} == {precision}
+
+
+def test_convolutions_read_images_and_filters(graphs: Graphs) -> None:
+    kernels = plan_kernels(graphs.plan("fp16", "8.9", "4"))
+    convs = [kernel for kernel in kernels.kernels if kernel.kind is Kind.CONVOLUTION]
+    second = next(kernel for kernel in convs if "patch_embed.conv_down.3/Conv_0" in kernel.nodes)
+    shapes = [(tensor.type, tensor.shape) for tensor in second.inputs if tensor.is_matrix]
+    assert ("fp16", (4, 4, 3, 3)) in shapes
+    assert ("fp16", (4, 4, 112, 112)) in shapes
+
+
+def test_every_profile_has_a_listing_of_its_own(graphs: Graphs, tmp_path: Path) -> None:
+    """Of a batch of one, the head is a sum of products; of more, a matrix product."""
+    request = BuildRequest(
+        onnx=graphs("fp16"),
+        engine=tmp_path / "plan",
+        runtime="tensorrt-rtx",
+        precision="fp16",
+        input_name="images",
+        image_shape=(3, 224, 224),
+        profiles=(BatchRange(1, 1, 1), BatchRange(2, 4, 8), BatchRange(8, 16, 32)),
+        compute_capability="8.9",
+    )
+    plan = build_engine(request).path
+    one, few, many = (plan_kernels(plan, profile) for profile in range(3))
+    heads = [next(k for k in each.kernels if "head/Gemm_0" in k.nodes) for each in (one, few, many)]
+    assert [head.kind for head in heads] == [Kind.REDUCTION, Kind.GEMM, Kind.GEMM]
+    assert counts(few) == counts(many)
+    assert few.targets == one.targets == ("sm89",)
+    (whole,) = {tensor.shape for tensor in one.kernels[0].inputs if tensor.name.startswith("images")}
+    assert whole == (1, 3, 224, 224)
+    assert None in {side for kernel in few.kernels for tensor in kernel.inputs for side in tensor.shape}
+    with pytest.raises(FasterViTError, match="has 3 optimisation profiles, so none has number 3"):
+        plan_kernels(plan, profile=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a plan", b"header {\n", b"header {\n}\nmain {\n", b"\0" * 1000])

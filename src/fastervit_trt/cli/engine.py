@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.table import Table
 
 from fastervit_trt.artifacts import new_file
 from fastervit_trt.building import add_engines
 from fastervit_trt.cli.printing import print_audit, print_engine
-from fastervit_trt.console import command_app, console, run_command, say
+from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engine_choice import choose_engines, parse_capabilities, parse_plugin_choice
 from fastervit_trt.engines.admission import check_engines
-from fastervit_trt.engines.audit import Audit, read_audits
+from fastervit_trt.engines.audit import Audit
 from fastervit_trt.engines.audit_difference import differences
-from fastervit_trt.engines.cache import EngineCache
+from fastervit_trt.engines.audit_files import read_audits
+from fastervit_trt.engines.cache import CacheEntry, EngineCache
 from fastervit_trt.engines.options import BuildOptions, HardwareCompatibility, parse_profiles
 from fastervit_trt.engines.signing import public_key_line, trust_key, trusted_keys
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import BatchRange
 
 __all__ = ["main"]
 
@@ -98,11 +99,13 @@ def audit(
     if against is not None:
         _print_differences(_only(read_audits(against), against), _only(audits, path))
     else:
-        for name, found in audits.items():
-            print_audit(name, found, blocks=blocks)
+        for name, profiles in audits.items():
+            for index, found in enumerate(profiles):
+                print_audit(_named(name, index, len(profiles)), found, blocks=blocks)
     if output is not None:
         with new_file(output, overwrite=overwrite) as file:
-            file.write_text(json.dumps({name: found.record() for name, found in audits.items()}, indent=1) + "\n")
+            records = {name: [found.record() for found in profiles] for name, profiles in audits.items()}
+            file.write_text(json.dumps(records, indent=1) + "\n")
 
 
 @app.command()
@@ -114,13 +117,12 @@ def verify(
     checks = check_engines(folder, trust=trust)
     if not checks:
         raise FasterViTError(f"'{folder}' has no engines; build one with: fastervit-engine build {folder}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("engine", "signature", "verdict"):
-        table.add_column(column, overflow="fold")
     for check in checks:
-        lines = [*check.problems, *(f"note: {warning}" for warning in check.warnings)]
-        table.add_row(check.file, str(check.verdict or ""), "\n".join(lines) or "would load here")
-    console.print(table)
+        say(f"{check.file}: {check.verdict or 'damaged record'}")
+        for line in (*check.problems, *(f"note: {warning}" for warning in check.warnings)):
+            say(f"  {line}")
+        if not check.problems:
+            say("  would load here")
     if failed := [check.file for check in checks if check.problems]:
         raise FasterViTError(f"{len(failed)} of {len(checks)} engines would not load here: {', '.join(failed)}")
 
@@ -146,28 +148,44 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything
     """List the engines built before, or clear them."""
     store = EngineCache.default()
     if clear:
-        say(f"removed {store.clear()} engines from {store.folder}")
+        say(f"removed {store.clear() / 1e6:.1f} MB from {store.folder}")
         return
     for entry in store.entries():
         used = datetime.fromtimestamp(entry.last_used, timezone.utc).isoformat(timespec="seconds")
-        what = " ".join(str(entry.key.get(name, "?")) for name in ("runtime", "version", "target", "precision"))
-        say(f"{entry.bytes / 1e6:8.1f} MB  {used}  {what}, batch {entry.key.get('profiles')}")
+        say(f"{entry.bytes / 1e6:8.1f} MB  {used}  {_described(entry)}")
     size, limit = store.size_bytes() or 0, store.limit_bytes
     say(f"{size / 1e6:.1f} MB of at most {limit / 1e6:.0f} MB in {store.folder}")
 
 
-def _only(audits: dict[str, Audit], path: Path) -> Audit:
+def _described(entry: CacheEntry) -> str:
+    """What a cached engine is; timing caches have no key, but tell by their names."""
+    if not entry.key:
+        return entry.path.name
+    what = " ".join(str(entry.key.get(name, "?")) for name in ("runtime", "version", "target", "precision"))
+    profiles = ",".join(str(BatchRange(*profile)) for profile in entry.key.get("profiles", ()))
+    return f"{what}, batch {profiles or '?'}"
+
+
+def _only(audits: dict[str, list[Audit]], path: Path) -> list[Audit]:
+    """The audits of the one engine, one per profile."""
     if len(audits) != 1:
         raise FasterViTError(f"'{path}' has {len(audits)} engines; name one of {', '.join(audits)} in it")
     return next(iter(audits.values()))
 
 
-def _print_differences(before: Audit, after: Audit) -> None:
-    found = differences(before, after)
-    for difference in found:
-        say(str(difference))
-    if not found:
-        say("no difference")
+def _named(engine: str, profile: int, profiles: int) -> str:
+    return engine if profiles == 1 else f"{engine}, profile {profile}"
+
+
+def _print_differences(before: list[Audit], after: list[Audit]) -> None:
+    """Profile by profile; where one engine has fewer of them, its last against the others' rest."""
+    count = max(len(before), len(after))
+    for index in range(count):
+        found = differences(before[min(index, len(before) - 1)], after[min(index, len(after) - 1)])
+        for difference in found:
+            say(_named(str(difference), index, count))
+        if not found:
+            say(_named("no difference", index, count))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
