@@ -167,3 +167,20 @@ class TensorRtApi:
         """The node a parser's error is about; within a function after the call, which names the block."""
         calls = [call.split(" ")[0] for call in error.local_function_stack()]
         return "/".join([*calls, error.node_name()])
+
+    def runtime_config(self, engine: Any, *, cuda_graph: bool, cached: bytes | None) -> tuple[Any, Any] | None:
+        """How TensorRT-RTX is to execute, and its cache of compiled kernels; None for TensorRT, which has neither.
+
+        CUDA graphs are left to TensorRT-RTX: it runs general kernels first and specialised ones once it has compiled
+        them in the background, and only itself knows when; a capture of ours would keep the general ones for good.
+        """
+        if self.runtime == "tensorrt":
+            return None
+        config = engine.create_runtime_config()
+        if cuda_graph:
+            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        cache = config.create_runtime_cache()
+        if cached:
+            cache.deserialize(cached)  # False where it is another GPU's or version's: then it starts empty
+        config.set_runtime_cache(cache)
+        return config, cache

@@ -1,7 +1,7 @@
-"""The bytes of an engine in, a :class:`Program` out: all that differs between TensorRT 10.3, 10.16, 11 and RTX is here.
+"""The bytes of an engine in, a :class:`Program` out: every call of TensorRT that runs it.
 
-Every name called is in the bindings of all of them, but for ``IRuntimeConfig``'s graphs and cache, which TensorRT-RTX
-alone has; tests/engines/runtime/test_tensorrt_api.py holds this file against the recorded APIs.
+These calls are the same from TensorRT 10.3 to 11 and in TensorRT-RTX; what differs is in ``engines/api.py``.
+tests/engines/runtime/test_tensorrt_api.py holds them against the recorded APIs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastervit_trt.engines.api import MODULES, NAMES, RuntimeName, unavailable_reason
+from fastervit_trt.engines.api import MODULES, NAMES, RuntimeName, TensorRtApi, unavailable_reason
 from fastervit_trt.engines.runtime.device import Stream
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -101,8 +101,8 @@ class Program:
             self._refit(source.weights)
         self._profile = profile
         self._read_tensors(outputs)
-        self._cache: Any = None
-        self._config = self._rtx_config(cuda_graph, cached) if source.rtx else None
+        own = TensorRtApi(trt, source.runtime).runtime_config(self._engine, cuda_graph=cuda_graph, cached=cached)
+        self._config, self._cache = own or (None, None)
         self.activation_bytes = 0
         if self._config is None:
             self.activation_bytes = int(self._engine.get_device_memory_size_for_profile_v2(profile))
@@ -201,19 +201,6 @@ class Program:
         if missing:
             raise FasterViTError(f"'{weights}' lacks {len(missing)} weights of '{self._label}', '{missing[0]}' for one")
         self._require(refitter.refit_cuda_engine(), f"cannot put the weights of '{weights}' into '{self._label}'")
-
-    def _rtx_config(self, cuda_graph: bool, cached: bytes | None) -> Any:
-        """Graphs are left to TensorRT-RTX: it runs general kernels first and specialised ones once it has compiled
-        them in the background, and only itself knows when; a capture of ours would keep the general ones for good.
-        """
-        config = self._engine.create_runtime_config()
-        if cuda_graph:
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._cache = config.create_runtime_cache()
-        if cached:
-            self._cache.deserialize(cached)  # False where it is another GPU's or version's: then it starts empty
-        config.set_runtime_cache(self._cache)
-        return config
 
     def _require(self, result: Any, what: str) -> Any:
         if result is None or result is False:
