@@ -26,6 +26,7 @@ from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.engine_choice import choose_engines
+from fastervit_trt.engines.audit import audit_engine
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision
@@ -73,7 +74,7 @@ class PrecisionRow:
     speed_is_meaningful: bool
     rtx_built: str  # capabilities
     rtx_lacking: str  # capabilities that have not the type
-    rtx_refused: str  # capabilities that TensorRT-RTX fails to build it for
+    rtx_refused: str  # capabilities that TensorRT-RTX fails to build it for, or where it runs other types
     rtx_launches: int | None  # at 8.9
     rtx_attentions_fused: int | None
     rtx_attentions: int
@@ -156,7 +157,8 @@ def _engine(capability: str, precision: Precision, request: ExportRequest, folde
         return "lacking"
     shape = (config.in_chans, *config.resolution)
     try:
-        build_rtx_engine(folder / "model.onnx", scratch / "plan", target, request.batch, INPUT, shape)
+        engine = build_rtx_engine(folder / "model.onnx", scratch / "plan", target, request.batch, INPUT, shape)
+        audit_engine(folder / "model.onnx", plan_kernels(engine.path)).check(f"the engine for {capability}")
     except FasterViTError as error:
         say(f"  {error}")
         return "refused"

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fastervit_trt.engines.kernels import EngineKernels, Kernel, Kind
+from fastervit_trt.engines.shapes import with_all_shapes
 from fastervit_trt.export.graph import BLOCK, shape_at
 
 __all__ = ["ATTENTIONS", "Finding", "Work", "explain", "work_of_graph"]
@@ -61,7 +62,7 @@ def explain(
         kernels: of an engine of it.
         kernels_16: of an engine of the same model in float16, to compare launches.
     """
-    model = ir.load(onnx_path)
+    model = with_all_shapes(ir.load(onnx_path))
     findings = list(_of_graph(model))
     if kernels is not None:
         findings += _of_engine(kernels, kernels_16)
