@@ -102,7 +102,8 @@ class Program:
         self._profile = profile
         self._read_tensors(outputs)
         own = TensorRtApi(trt, source.runtime).runtime_config(self._engine, cuda_graph=cuda_graph, cached=cached)
-        self._config, self._cache = own or (None, None)
+        self._config: Any = own[0] if own else None
+        self._cache: Any = own[1] if own else None
         self.activation_bytes = 0
         if self._config is None:
             self.activation_bytes = int(self._engine.get_device_memory_size_for_profile_v2(profile))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,19 @@ def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.M
     x = np.zeros((1, 3, 224, 224), dtype=np.float32)
     with torch.inference_mode():
         np.testing.assert_allclose(OnnxCpuSession(files[0])(x)[0], model(torch.from_numpy(x)).numpy(), atol=2e-5)
+
+
+def test_a_graph_is_flattened_without_pytorch(exports: Path) -> None:
+    """What builds engines on a device reads graphs in a process of its own, which PyTorch would make larger."""
+    program = """
+import sys
+import onnx_ir as ir
+from fastervit_trt.export.graph import inline_functions
+model = ir.load(sys.argv[1])
+inline_functions(model)
+assert not model.functions and len(model.graph) > 100
+assert "torch" not in sys.modules
+"""
+    path = exports / "fp16" / "model.onnx"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
