@@ -25,11 +25,11 @@ from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.calibrating import CalibrationRequest
 from fastervit_trt.console import command_app, console, run_command, say, track
-from fastervit_trt.engine_choice import choose_engines
+from fastervit_trt.engine_choice import EngineChoice, choose_engines
 from fastervit_trt.engines.audit import audit_engine
 from fastervit_trt.engines.kernels import Kind
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision
+from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, check_precision, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import INPUT
@@ -136,7 +136,7 @@ def _export(
         weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange(1, _BATCH, 32),
-        engines=choose_engines("none" if isinstance(precision, Int8Cpu) else "rtx", [_CAPABILITY], use_cache=False),
+        engines=EngineChoice(()) if isinstance(precision, Int8Cpu) else _engines(),
         output=folder,
         calibration=CalibrationRequest("digits", _CALIBRATION_IMAGES, cache),
         validation="digits",
@@ -147,6 +147,13 @@ def _export(
     if setting in PRECISIONS:
         engines |= {c: _engine(c, precision, request, folder, scratch) for c in track(_OTHERS, "other capabilities")}
     return _Export(setting, manifest, folder, OnnxCpuSession(folder / "model.onnx", threads), engines)
+
+
+def _engines() -> EngineChoice:
+    """TensorRT-RTX's, where it is installed."""
+    if (reason := rtx_unavailable_reason()) is not None:
+        return EngineChoice((), reason)
+    return choose_engines("rtx", [_CAPABILITY], use_cache=False)
 
 
 def _engine(capability: str, precision: Precision, request: ExportRequest, folder: Path, scratch: Path) -> str:

@@ -72,7 +72,7 @@ def _export(name: str, precision: Precision, folder: Path) -> None:
         weights=pretrained_source(name),
         precision=precision,
         batch=BatchRange.parse("1:8:32"),
-        engines=choose_engines("none" if isinstance(precision, Int8Cpu) else "rtx", ["8.9"]),
+        engines=choose_engines("none" if isinstance(precision, Int8Cpu) else "auto", ["8.9"]),
         calibration=CalibrationRequest("digits"),
         output=folder,
         overwrite=True,
