@@ -1,24 +1,13 @@
-"""Failures of builds told in the model's words: real ones of TensorRT-RTX, and messages of TensorRT that users met."""
+"""Failures of builds told in the model's words: messages of TensorRT that users met, and processes that died."""
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import onnx
 import pytest
 
-from fastervit_trt.engines.build import BuildRequest, build_engine
 from fastervit_trt.engines.failures import Failure, block_of_node
-from fastervit_trt.engines.options import BuildOptions
-from fastervit_trt.engines.rtx import rtx_unavailable_reason
-from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange
-
-builds = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))
+from tests.engines.builds import SOURCES
 
 NODES = (
     "patch_embed.conv_down.0/Conv_0",
@@ -30,8 +19,6 @@ NODES = (
     "stages.3.norm/Cast_0",
     "head/Gemm_0",
 )
-# What of TensorRT's own sources may never reach a user.
-SOURCES = re.compile(r"\.(cpp|cu|hpp|h)\b|/_src|::|Error Code|\bline \d")
 
 
 def told(failure: Failure, builder: str = "TensorRT", target: str = "this GPU") -> str:
@@ -42,110 +29,6 @@ def told(failure: Failure, builder: str = "TensorRT", target: str = "this GPU") 
 
 def of_builder(*reasons: str) -> Failure:
     return Failure("builder", tuple({"node": "", "operator": "", "reason": reason} for reason in reasons))
-
-
-# --- TensorRT-RTX, failing here ---
-
-
-@pytest.fixture(scope="module")
-def refusal(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """What a build of an export says that fails; nothing of it is left."""
-    folder = tmp_path_factory.mktemp("refusals")
-
-    def message(
-        change: Callable[[onnx.ModelProto], None] | None = None,
-        *,
-        precision: str = "fp16",
-        capability: str = "8.9",
-        side: int = 224,
-        **options: Any,
-    ) -> str:
-        path = exports / precision / "model.onnx"
-        if change is not None:
-            graph = onnx.load(path)
-            change(graph)
-            path = folder / "changed.onnx"
-            onnx.save(graph, path)
-        request = BuildRequest(
-            onnx=path,
-            engine=folder / "engines" / "model.engine",
-            runtime="tensorrt-rtx",
-            precision=precision,
-            input_name="images",
-            image_shape=(3, side, side),
-            profiles=(BatchRange(1, 4, 8),),
-            compute_capability=capability,
-            options=BuildOptions(**options),
-        )
-        request.engine.parent.mkdir(exist_ok=True)
-        with pytest.raises(FasterViTError) as refused:
-            build_engine(request)
-        assert list(request.engine.parent.iterdir()) == []
-        assert SOURCES.search(str(refused.value)) is None, refused.value
-        return str(refused.value)
-
-    return message
-
-
-@builds
-def test_a_workspace_that_is_too_small_is_to_be_larger(refusal: Callable[..., str]) -> None:
-    message = refusal(workspace_mib=1)
-    assert message.startswith(
-        "TensorRT-RTX cannot build an engine for compute capability 8.9: Tactic Selection: no tactics to implement the "
-        "operation within workspace limit."
-    )
-    assert message.endswith("; allow more: --workspace MIB")
-
-
-@builds
-def test_shared_memory_that_is_too_small_is_to_be_larger(refusal: Callable[..., str]) -> None:
-    message = refusal(shared_memory_kib=16)
-    assert message == (
-        "TensorRT-RTX cannot build an engine for compute capability 8.9: MyelinCheckException: CHECK_GE(smem_limit, "
-        "kMinSharedMemory - 1024) failed.; allow more: --shared-memory KIB, at least 48"
-    )
-
-
-@builds
-def test_an_operator_it_does_not_know_is_refused_with_its_block(refusal: Callable[..., str]) -> None:
-    def unknown(graph: onnx.ModelProto) -> None:
-        next(node for node in graph.graph.node if node.op_type == "Gelu").op_type = "Swoosh"
-
-    message = refusal(unknown)
-    assert message == (
-        "TensorRT-RTX parser refuses Swoosh in stages.0.blocks.0.act1 (node 'stages.0.blocks.0.act1/Gelu_0'): "
-        'creator && "Plugin not found, are the plugin name, version, and namespace correct?"; skip engines with '
-        "--compute-capability none"
-    )
-
-
-@builds
-def test_mixed_types_are_told_with_both_types(refusal: Callable[..., str]) -> None:
-    def mixed(graph: onnx.ModelProto) -> None:
-        cast = next(node for node in graph.graph.node if node.op_type == "Cast" and node.input[0] == "images")
-        cast.attribute[0].i = onnx.TensorProto.FLOAT  # fp32 activations meet fp16 weights
-
-    message = refusal(mixed)
-    assert message == (
-        "TensorRT-RTX parser refuses Conv in patch_embed.conv_down.0 (node 'patch_embed.conv_down.0/Conv_0'): "
-        "patch_embed.conv_down.0/Conv_0: IConvolutionLayer `input` and `kernel` must be of same type. `input` type is "
-        "Float but `kernel` is of type Half.; the graph mixes types; export the model again"
-    )
-
-
-@builds
-def test_a_type_the_hardware_lacks_asks_for_another_precision(refusal: Callable[..., str]) -> None:
-    message = refusal(precision="bf16", capability="7.5")
-    assert message.startswith(
-        "TensorRT-RTX cannot build an engine for compute capability 7.5: Cannot compile for target"
-    )
-    assert message.endswith("; try another --precision")
-
-
-@builds
-def test_images_of_another_size_are_told(refusal: Callable[..., str]) -> None:
-    message = refusal(side=112)
-    assert "profile has min=112, opt=112, max=112 but tensor has 224" in message
 
 
 # --- TensorRT 10 and 11, as posted ---
