@@ -173,6 +173,33 @@ def test_a_graph_without_operators_for_plugins(graphs: Graphs, tensorrt: TensorR
     assert tensorrt.built == []
 
 
+@pytest.mark.parametrize("breaks", ["build", "timing"])
+def test_without_plugins_there_is_an_engine_all_the_same(
+    graphs: Graphs,
+    tensorrt: TensorRt,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    breaks: str,
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise FasterViTError("out of memory")
+
+    def second_fails(request: BuildRequest, *_: Any) -> BuiltEngine:
+        built = tensorrt.build_engine(request)
+        return built if request.plugins is None else fails()
+
+    if breaks == "build":
+        monkeypatch.setattr(building, "build_engine", second_fails)
+    else:
+        monkeypatch.setattr(building, "judge_plugins", fails)
+    record = make(graphs, folder).record
+    assert record["plugin_choice"] == {"kept": "without plugins", "because": "out of memory"}
+    assert record["plugins"] is None
+    assert "warning: plugins are left out: out of memory" in capfd.readouterr().err
+    assert (names(folder), (folder / ENGINE).read_bytes()) == ({ENGINE, AUDIT}, WITHOUT)
+
+
 @pytest.mark.parametrize("breaks", ["build", "timing", "precision", "interrupt"])
 def test_nothing_is_left_of_what_fails(
     graphs: Graphs, tensorrt: TensorRt, folder: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
@@ -183,13 +210,14 @@ def test_nothing_is_left_of_what_fails(
     expected: type[BaseException] = FasterViTError
     if breaks == "build":
 
-        def second_fails(request: BuildRequest, *_: Any) -> BuiltEngine:
+        def second_breaks(request: BuildRequest, *_: Any) -> BuiltEngine:
             if request.plugins is not None:
                 request.engine.write_bytes(b"half")
-                raise FasterViTError("out of memory")
+                raise RuntimeError("a defect")
             return tensorrt.build_engine(request)
 
-        monkeypatch.setattr(building, "build_engine", second_fails)
+        monkeypatch.setattr(building, "build_engine", second_breaks)
+        expected = RuntimeError
     elif breaks == "timing":
         tensorrt.broken, expected = True, RuntimeError
     elif breaks == "precision":

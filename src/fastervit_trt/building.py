@@ -31,7 +31,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import fused_calls
 from fastervit_trt.export.precision import Precision, Quantised, get_float, get_precision
-from fastervit_trt.plugin_choice import PluginVerdict, judge_plugins, open_session
+from fastervit_trt.plugin_choice import judge_plugins, open_session
 from fastervit_trt.plugins.library import find_library
 from fastervit_trt.plugins.names import DOMAIN
 
@@ -82,7 +82,7 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
     details = folder / audit_name(path.name)
     _remove(path, details)  # not written over: an export that is added to shares its files with its successor
     try:
-        engine, verdict = _fastest(graph, request, path, machine)
+        engine, choice = _fastest(graph, request, path, machine)
         audits = [audit_engine(graph.onnx, _kernels(engine, profile)) for profile in range(len(engine.profiles))]
         for unproven in filter(None, (audit.check(path.name) for audit in audits)):
             warn(unproven)
@@ -90,7 +90,7 @@ def make_engine(graph: Graph, request: EngineRequest, folder: Path) -> EngineRes
     except BaseException:
         _remove(path, details)
         raise
-    record = {**_record(engine, graph, audits), "plugin_choice": None if verdict is None else verdict.record()}
+    record = {**_record(engine, graph, audits), "plugin_choice": choice}
     return EngineResult(record, (path, details))
 
 
@@ -101,20 +101,23 @@ def _remove(*files: Path) -> None:
 
 def _fastest(
     graph: Graph, request: EngineRequest, path: Path, machine: Machine
-) -> tuple[BuiltEngine, PluginVerdict | None]:
+) -> tuple[BuiltEngine, dict[str, Any] | None]:
+    """The engine to keep, and for the manifest how it was chosen, where there was a choice."""
     library = _plugin_library(graph, request)
     if library is None or request.plugins == "on":
         return _build(graph, request, path, machine, library), None
-    other = path.with_suffix(".plugins")
+    without, other = _build(graph, request, path, machine, None), path.with_suffix(".plugins")
     try:
-        without = _build(graph, request, path, machine, None)
         with_plugins = _build(graph, request, other, machine, library)
         opener = open_session(graph.outputs, graph.onnx)
         verdict = judge_plugins(without, with_plugins, graph.image_shape, opener)
         if not verdict.plugins_win:
-            return without, verdict
+            return without, verdict.record()
         other.replace(path)
-        return replace(with_plugins, path=path), verdict
+        return replace(with_plugins, path=path), verdict.record()
+    except FasterViTError as error:  # there is an engine all the same
+        warn(f"plugins are left out: {error}")
+        return without, {"kept": "without plugins", "because": str(error)}
     finally:
         other.unlink(missing_ok=True)
 
