@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,29 +16,6 @@ from fastervit_trt.plugins.library import find_library
 from tests.plugins.emulator import build
 
 ORDERS = {"ascending": 0, "descending": -1, "shuffled": 7}  # of threads, as the emulator numbers them
-
-
-_PTXAS = pytest.StashKey["subprocess.Popen[bytes]"]()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """ptxas takes minutes for all kernels: its reports, which are kept, are made beside the tests that come first."""
-    wanted = any(item.path.name == "test_resources.py" for item in session.items)
-    if not wanted or session.config.option.collectonly or sys.platform == "win32":
-        return
-    session.config.stash[_PTXAS] = subprocess.Popen(
-        ["nice", "-n", "19", sys.executable, "-m", "fastervit_trt.plugins.resources"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # so that it and its compilers can be ended together
-    )
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    process = session.config.stash.get(_PTXAS, None)
-    if process is not None and process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
 
 
 class KernelLibrary(NamedTuple):
