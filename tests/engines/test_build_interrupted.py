@@ -50,12 +50,12 @@ def test_what_stops_the_caller_stops_the_worker(for_orin: BuildRequest, worker: 
     def stop(phase: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    start = time.monotonic()
+    start, before = time.monotonic(), set(psutil.Process().children())  # other tests may have some
     with pytest.raises(KeyboardInterrupt):
         build_engine(for_orin, stop, machine=ORIN)
     assert time.monotonic() - start < 30  # it would have slept for a minute
     assert left_behind(for_orin, worker) == []
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 # --- signals to real processes in the middle of real builds ---
