@@ -22,7 +22,7 @@ from fastervit_trt.console import track
 from fastervit_trt.engines.runtime import Engine
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.graph import OUTPUT
+from fastervit_trt.export.graph import GRAPH_FILE, OUTPUT
 from fastervit_trt.host import cpu_name, versions
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import LabelledImages
@@ -31,7 +31,6 @@ from fastervit_trt.models.source import WeightSource, build_model, resolve_sourc
 
 __all__ = ["Subject", "measure", "open_subject"]
 
-_ONNX = "model.onnx"
 _CPU_FP16 = "ONNX Runtime's x86 CPU kernels compute fp16 in fp32 between casts: fp16 pays on GPUs"
 _EMULATED = (
     "bfloat16 ran as float32 with exact rounding (ONNX Runtime's CPU lacks it): accuracy holds, speed means nothing"
@@ -201,8 +200,8 @@ def _row(
         slower_because="",
         engines_against_8_bits="",
         note="; ".join(text for text in (note, _speed_note(manifest.precision, emulated)) if text),
-        file_bytes=sum(entry["bytes"] for name, entry in manifest.files.items() if name.startswith(_ONNX)),
-        onnx_sha256=manifest.files[_ONNX]["sha256"],
+        file_bytes=sum(entry["bytes"] for name, entry in manifest.files.items() if name.startswith(GRAPH_FILE)),
+        onnx_sha256=manifest.files[GRAPH_FILE]["sha256"],
         weights_sha256=manifest.weights.get("sha256", f"random, seed {manifest.weights.get('seed')}"),
         export=subject.folder.name,
         cpu=cpu_name(),

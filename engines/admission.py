@@ -14,10 +14,12 @@ from typing import Any
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.console import warn
-from fastervit_trt.engines.admission_checks import GRAPH, RUNTIMES, Checks, rebuild_command
+from fastervit_trt.engines.admission_checks import Checks, rebuild_command
+from fastervit_trt.engines.api import NAMES
 from fastervit_trt.engines.machine import Machine
 from fastervit_trt.engines.signing import Verdict
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.graph import GRAPH_FILE
 
 __all__ = ["AdmittedEngine", "EngineCheck", "Machine", "admit", "check_engines", "rebuild_command"]
 
@@ -76,7 +78,7 @@ def admit(
         file=record["file"],
         content=checks.content,
         plugin_library=checks.plugin_library,
-        graph=folder / GRAPH if record["stripped"] else None,
+        graph=folder / GRAPH_FILE if record["stripped"] else None,
         host_code=record["version_compatible"],
         verdict=checks.verdict,
     )
@@ -95,7 +97,7 @@ def check_engines(folder: Path, *, trust: bool = False, machine: Machine | None 
     machines = {} if machine is None else {machine.runtime: machine}
     for record in manifest.engines:
         runtime = str(record.get("runtime"))
-        if runtime in RUNTIMES and runtime not in machines:
+        if runtime in NAMES and runtime not in machines:
             machines[runtime] = Machine.detect(runtime)
         checks = Checks(folder, manifest, record, trust, None, machines.get(runtime))
         problems = tuple(checks.problems())

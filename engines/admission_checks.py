@@ -12,16 +12,15 @@ from typing import Any
 
 from fastervit_trt import __version__
 from fastervit_trt.artifacts import Manifest, sha256_file
+from fastervit_trt.engines.api import INSTALL, NAMES, version_tuple
 from fastervit_trt.engines.cache_key import BUILDER_SCHEMA
 from fastervit_trt.engines.machine import Machine
 from fastervit_trt.engines.signing import Signed, Verdict, verify_record
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.graph import GRAPH_FILE
 
-__all__ = ["GRAPH", "RUNTIMES", "Checks", "rebuild_command"]
+__all__ = ["Checks", "rebuild_command"]
 
-GRAPH = "model.onnx"
-RUNTIMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_INSTALL = {"tensorrt": "pip install 'fastervit-trt[gpu]'", "tensorrt-rtx": "pip install 'fastervit-trt[cpu]'"}
 _HARDWARE = ("none", "ampere+", "same-capability")
 _AMPERE = (8, 0)
 # Majors whose version-compatible engines another one loads (support matrix of TensorRT 11.4.1, "Engine Portability").
@@ -128,8 +127,8 @@ class Checks:
                 return
         if Path(record["file"]).name != record["file"] or not isinstance(self.files.get(record["file"]), dict):
             yield f"{where} names no file that the manifest lists; {self.rebuild}"
-        known = record["runtime"] in RUNTIMES and record["hardware_compatibility"] in _HARDWARE
-        if not known or not _release(record["version"]) or _capability(record["compute_capability"]) is None:
+        known = record["runtime"] in NAMES and record["hardware_compatibility"] in _HARDWARE
+        if not known or not version_tuple(record["version"]) or _capability(record["compute_capability"]) is None:
             yield f"{where} names a runtime, version or GPU that this version does not know; {self.rebuild}"
         if not record["profiles"] or not all(_is_profile(profile) for profile in record["profiles"]):
             yield f"{where} has no valid profiles; {self.rebuild}"
@@ -157,9 +156,9 @@ class Checks:
 
     def _version(self) -> Iterator[str]:
         runtime, built, here = self.record["runtime"], self.record["version"], self.machine.version
-        name = RUNTIMES[runtime]
+        name = NAMES[runtime]
         if here is None:
-            yield f"engine '{self.path}' needs {name} {built}, which is not installed: {_INSTALL[runtime]}"
+            yield f"engine '{self.path}' needs {name} {built}, which is not installed: {INSTALL[runtime]}"
         elif runtime == "tensorrt" and self.record["version_compatible"]:
             if not _loads_compatible(here, built):
                 yield (
@@ -180,7 +179,10 @@ class Checks:
 
     def _gpu(self) -> Iterator[str]:
         if self.machine.gpu is None:
-            yield f"engine '{self.path}' needs a GPU and none was found here; see nvidia-smi, or run {GRAPH} on the CPU"
+            yield (
+                f"engine '{self.path}' needs a GPU and none was found here; see nvidia-smi, or run {GRAPH_FILE} on the "
+                "CPU"
+            )
             return
         built, here = self.record["compute_capability"], str(self.machine.capability)
         anywhere = self.record["runtime"] == "tensorrt" and self.record["hardware_compatibility"] == "ampere+"
@@ -233,9 +235,11 @@ class Checks:
         """The weights of a stripped engine come from the graph."""
         if not self.record["stripped"]:
             return
-        if self.files.get(GRAPH, {}).get("sha256") != self.record["onnx_sha256"]:
-            yield f"engine '{self.path}' takes its weights from another {GRAPH} than the manifest's; {self.rebuild}"
-        for name in sorted(name for name in self.files if name.startswith(GRAPH)):
+        if self.files.get(GRAPH_FILE, {}).get("sha256") != self.record["onnx_sha256"]:
+            yield (
+                f"engine '{self.path}' takes its weights from another {GRAPH_FILE} than the manifest's; {self.rebuild}"
+            )
+        for name in sorted(name for name in self.files if name.startswith(GRAPH_FILE)):
             path = self.folder / name
             if not path.is_file() or sha256_file(path) != self.files[name].get("sha256"):
                 yield (
@@ -252,27 +256,21 @@ class Checks:
         self.content = content
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with."""
-    numbers = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(number) for number in numbers[0].split(".")) if numbers else ()
-
-
 def _same_version(one: str, other: str) -> bool:
     """TensorRT 10.3.0.26 calls itself 10.3.0 in Python, so what only one of them tells is not compared."""
-    pairs = list(zip(_release(one), _release(other), strict=False))
+    pairs = list(zip(version_tuple(one), version_tuple(other), strict=False))
     return len(pairs) >= 3 and all(a == b for a, b in pairs)
 
 
 def _loads_compatible(here: str, built: str) -> bool:
     """Forward only, and across majors only where NVIDIA says so."""
-    if _release(here)[:1] == _release(built)[:1]:
-        return _same_version(here, built) or _release(here) >= _release(built)
-    return _LOADS_TOO.get(_release(here)[0]) == _release(built)[0]
+    if version_tuple(here)[:1] == version_tuple(built)[:1]:
+        return _same_version(here, built) or version_tuple(here) >= version_tuple(built)
+    return _LOADS_TOO.get(version_tuple(here)[0]) == version_tuple(built)[0]
 
 
 def _also(built: str) -> str:
-    later = [major for major, earlier in _LOADS_TOO.items() if earlier == _release(built)[0]]
+    later = [major for major, earlier in _LOADS_TOO.items() if earlier == version_tuple(built)[0]]
     return f" and in {later[0]}.x" if later else ""
 
 

@@ -16,6 +16,7 @@ from fastervit_trt.engines.machine import installed_version
 from fastervit_trt.errors import FasterViTError
 
 __all__ = [
+    "INSTALL",
     "NAMES",
     "Feature",
     "RuntimeName",
@@ -30,11 +31,14 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 NAMES: Mapping[RuntimeName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 MODULES: Mapping[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST: Mapping[RuntimeName, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+INSTALL: Mapping[RuntimeName, str] = {
+    "tensorrt": "pip install 'fastervit-trt[gpu]'",
+    "tensorrt-rtx": "pip install 'fastervit-trt[cpu]'",
+}
 _MISSING: Mapping[RuntimeName, str] = {
-    "tensorrt": "TensorRT is not installed: pip install 'fastervit-trt[gpu]' (JetPack brings it with the system)",
+    "tensorrt": f"TensorRT is not installed: {INSTALL['tensorrt']} (JetPack brings it with the system)",
     "tensorrt-rtx": (
-        "TensorRT-RTX is not installed (PyPI has tensorrt-rtx for x86-64 Linux and Windows): "
-        "pip install 'fastervit-trt[cpu]'"
+        f"TensorRT-RTX is not installed (PyPI has tensorrt-rtx for x86-64 Linux and Windows): {INSTALL['tensorrt-rtx']}"
     ),
 }
 # From here on a parser prefers a registered plugin over the function of a node that names its namespace. Before, it

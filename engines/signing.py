@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastervit_trt.console import warn
 from fastervit_trt.engines.private_folder import alone, make_private, why_not_private, write_whole
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.graph import GRAPH_FILE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -238,7 +239,7 @@ def _message(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) 
     """What is signed: the record, and the files that are loaded with the engine."""
     names = [record["file"]]
     if record.get("stripped"):  # its weights come from there
-        names += sorted(name for name in files if name.startswith("model.onnx"))
+        names += sorted(name for name in files if name.startswith(GRAPH_FILE))
     covered = {name: {"sha256": files[name]["sha256"], "bytes": files[name]["bytes"]} for name in names}
     plain = json.loads(json.dumps({k: v for k, v in record.items() if k != "signature"}))  # as it is read back
     signed = {"record": plain, "files": covered}

@@ -15,6 +15,7 @@ from fastervit_trt.plugins.names import DOMAIN
 
 __all__ = [
     "BLOCK",
+    "GRAPH_FILE",
     "INPUT",
     "OUTPUT",
     "UNSERVED",
@@ -25,6 +26,7 @@ __all__ = [
     "shape_at",
 ]
 
+GRAPH_FILE = "model.onnx"  # and, past what protobuf holds, its weights in model.onnx.data
 INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
 BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
@@ -36,13 +38,13 @@ _EXTERNAL_DATA_BYTES = 1_000_000_000
 
 def save_onnx(model: ir.Model, folder: Path) -> list[Path]:
     """Write ``model.onnx`` (and ``model.onnx.data`` when weights exceed what protobuf holds); the files written."""
-    path = folder / "model.onnx"
+    path = folder / GRAPH_FILE
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size < _EXTERNAL_DATA_BYTES:
         ir.save(model, path)
         return [path]
-    ir.save(model, path, external_data="model.onnx.data")
-    return [path, folder / "model.onnx.data"]
+    ir.save(model, path, external_data=f"{GRAPH_FILE}.data")
+    return [path, folder / f"{GRAPH_FILE}.data"]
 
 
 def fused_calls(model: ir.Model) -> list[ir.Node]:

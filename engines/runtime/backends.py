@@ -23,12 +23,12 @@ from fastervit_trt.engines.runtime.tensorrt_api import Source, import_runtime
 from fastervit_trt.engines.runtime.tensorrt_session import TensorRtSession
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.graph import GRAPH_FILE
 
 __all__ = ["BACKENDS", "Backend", "Opened", "Wish", "open_backend"]
 
 Backend = Literal["tensorrt", "rtx", "ort-cuda", "ort-cpu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)  # the fastest first
-_ONNX = "model.onnx"
 _RUNTIMES: dict[str, RuntimeName] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _AMPERE = (8, 0)
 
@@ -96,7 +96,7 @@ def open_backend(manifest: Manifest, wish: Wish) -> Opened:
 
 
 def _open(backend: Backend, manifest: Manifest, wish: Wish) -> Session:
-    path, batch = wish.folder / _ONNX, BatchRange.parse(manifest.batch)
+    path, batch = wish.folder / GRAPH_FILE, BatchRange.parse(manifest.batch)
     if backend == "ort-cpu":
         return OrtCpu(path, batch, wish.threads)
     if backend == "ort-cuda":

@@ -29,15 +29,13 @@ from fastervit_trt.engines.plan import plan_kernels
 from fastervit_trt.engines.signing import sign_record, signing_key
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.graph import fused_calls
+from fastervit_trt.export.graph import GRAPH_FILE, fused_calls
 from fastervit_trt.export.precision import Precision, Quantised, get_float, get_precision
 from fastervit_trt.plugin_choice import judge_plugins, open_session
 from fastervit_trt.plugins.library import find_library
 from fastervit_trt.plugins.names import DOMAIN
 
 __all__ = ["EngineResult", "Graph", "add_engines", "engine_name", "make_engine"]
-
-GRAPH = "model.onnx"  # and, past 2 GiB, its weights in model.onnx.data
 
 
 @dataclass(frozen=True)
@@ -154,11 +152,11 @@ def add_engines(folder: Path, choice: EngineChoice) -> tuple[Manifest, list[str]
             was.
     """
     manifest = Manifest.read(folder)
-    manifest.check_files(folder, [name for name in manifest.files if name.startswith(GRAPH)])
+    manifest.check_files(folder, [name for name in manifest.files if name.startswith(GRAPH_FILE)])
     choice.check_precision(_precision(folder, manifest))
     _, *image_shape = manifest.input["shape"]
     graph = Graph(
-        onnx=folder / GRAPH,
+        onnx=folder / GRAPH_FILE,
         precision=manifest.precision,
         input_name=manifest.input["name"],
         image_shape=(image_shape[0], image_shape[1], image_shape[2]),
@@ -185,7 +183,9 @@ def _precision(folder: Path, manifest: Manifest) -> Precision:
     if quantisation is None:
         return get_precision(manifest.precision)
     if (form := quantisation.get("form")) is not None:
-        raise FasterViTError(f"'{folder / GRAPH}' is made for {form} alone; export the model again without --target")
+        raise FasterViTError(
+            f"'{folder / GRAPH_FILE}' is made for {form} alone; export the model again without --target"
+        )
     narrow = get_precision(quantisation["type"])
     assert isinstance(narrow, Quantised)
     return replace(narrow, base=get_float(quantisation["base"]))

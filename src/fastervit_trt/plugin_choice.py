@@ -29,7 +29,6 @@ from fastervit_trt.export.batch import BatchRange
 __all__ = ["PluginTiming", "PluginVerdict", "judge_plugins", "open_session"]
 
 _SECONDS = 1.0  # per engine and profile, in turns
-_WORTH = 1.01  # a library to carry along has to gain more than what two measurements of one engine differ by
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,11 @@ class PluginTiming:
         """How many times as fast with plugins."""
         return self.without_ms / self.with_ms
 
+    @property
+    def sure_gain(self) -> float:
+        """The same where fast calls without plugins are compared with slow ones with them."""
+        return self.without_p20_ms / self.with_p80_ms
+
 
 @dataclass(frozen=True)
 class PluginVerdict:
@@ -59,11 +63,12 @@ class PluginVerdict:
     @property
     def gain(self) -> float:
         """Geometric mean over the profiles."""
-        return math.exp(sum(math.log(timing.gain) for timing in self.timings) / len(self.timings))
+        return _geometric_mean([timing.gain for timing in self.timings])
 
     @property
     def plugins_win(self) -> bool:
-        return self.gain > _WORTH
+        """Whether the gain is beyond the spread of the measured times: a library to carry along has to earn it."""
+        return _geometric_mean([timing.sure_gain for timing in self.timings]) > 1
 
     def record(self) -> dict[str, Any]:
         """For the manifest: the times of both."""
@@ -122,6 +127,10 @@ def _timers(sessions: Sequence[Session], profile: BatchRange, image_shape: tuple
 
 def _run(session: Session, images: np.ndarray) -> None:
     session.submit(images).result()
+
+
+def _geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def _timing(batch: int, without: Timer, with_plugins: Timer) -> PluginTiming:
