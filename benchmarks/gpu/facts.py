@@ -21,7 +21,7 @@ from fastervit_trt.benchmarks.gpu.judge import relative_error, rounding
 from fastervit_trt.benchmarks.gpu.models import export_for
 from fastervit_trt.benchmarks.gpu.rows import FAILED, OK, SKIPPED, WRONG
 from fastervit_trt.benchmarks.gpu.timing import clock_for, latency_seconds, take_turns
-from fastervit_trt.benchmarks.plain import random_model
+from fastervit_trt.benchmarks.studies.plain import random_model
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.factory import resolve_config
 

@@ -20,7 +20,7 @@ from fastervit_trt.benchmarks.gpu.cases import Case, ModelCase
 from fastervit_trt.benchmarks.gpu.compare import BASELINE, Peer, RefusedError, Way, Work, run_comparison
 from fastervit_trt.benchmarks.gpu.job import Job, Report
 from fastervit_trt.benchmarks.gpu.ways import COMPILED, DEFINED
-from fastervit_trt.benchmarks.plain import random_model
+from fastervit_trt.benchmarks.studies.plain import random_model
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import Fuse, bake_position_tables, deploy_form
 from fastervit_trt.export.graph import INPUT, OUTPUT, save_onnx

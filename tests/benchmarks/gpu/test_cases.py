@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastervit_trt.benchmarks.gpu.cases import AttentionCase, BlockCase, Case, Ceilings, ModelCase, WindowsCase
 from fastervit_trt.benchmarks.gpu.worklist import CASES, cases_of, in_order_of_value
-from fastervit_trt.benchmarks.plain import random_model
+from fastervit_trt.benchmarks.studies.plain import random_model
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.deploy import bake_position_tables
 from fastervit_trt.plugins import reference

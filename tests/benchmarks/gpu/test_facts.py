@@ -20,7 +20,7 @@ from fastervit_trt.benchmarks.gpu import rtx as gpu_rtx
 from fastervit_trt.benchmarks.gpu.cases import ModelCase
 from fastervit_trt.benchmarks.gpu.job import Job, Report
 from fastervit_trt.benchmarks.gpu.rows import FAILED, OK, SKIPPED, WRONG, Result
-from fastervit_trt.benchmarks.plain import random_model
+from fastervit_trt.benchmarks.studies.plain import random_model
 from fastervit_trt.errors import FasterViTError
 
 SMALL = "faster_vit_digits_s"

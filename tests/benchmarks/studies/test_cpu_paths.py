@@ -16,10 +16,10 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastervit_trt.benchmarks import cpu_paths, gemm_peak
-from fastervit_trt.benchmarks.cpu_rows import path_rows
-from fastervit_trt.benchmarks.cpu_runners import RUNNERS, MissingPackageError, Runner, Workload
-from fastervit_trt.benchmarks.gemm_sizes import GemmSize, gemm_sizes
+from fastervit_trt.benchmarks.studies import cpu_paths, gemm_peak
+from fastervit_trt.benchmarks.studies.cpu_rows import path_rows
+from fastervit_trt.benchmarks.studies.cpu_runners import RUNNERS, MissingPackageError, Runner, Workload
+from fastervit_trt.benchmarks.studies.gemm_sizes import GemmSize, gemm_sizes
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.deploy import bake_position_tables
 from fastervit_trt.models.factory import create_model

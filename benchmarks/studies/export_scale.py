@@ -1,4 +1,4 @@
-"""How long each variant takes to export and how much memory: ``python -m fastervit_trt.benchmarks.export_scale``.
+"""How long each variant takes to export and how much memory: ``-m fastervit_trt.benchmarks.studies.export_scale``.
 
 Every export is the command itself in a process of its own (random weights); exports are deleted once measured. Time is
 wall clock of the whole process; memory is the largest resident set of the exporting process, and of the process that
@@ -153,7 +153,7 @@ def scale_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.export_scale``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.export_scale``."""
     run_command(app, arguments)
 
 

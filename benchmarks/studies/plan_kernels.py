@@ -1,4 +1,4 @@
-"""What the export saves TensorRT from launching: ``python -m fastervit_trt.benchmarks.plan_kernels``.
+"""What the export saves TensorRT from launching: ``python -m fastervit_trt.benchmarks.studies.plan_kernels``.
 
 Every model is built with TensorRT-RTX three times and the kernels of each plan are counted (engines/plan.py): this
 project's export with a static batch; and the training form straight through ``torch.onnx.export``, in the same
@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from fastervit_trt.artifacts import new_file, write_csv
-from fastervit_trt.benchmarks.plain import plain_export, random_model
+from fastervit_trt.benchmarks.studies.plain import plain_export, random_model
 from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.engines.build import BuiltEngine
 from fastervit_trt.engines.kernels import EngineKernels, Kind
@@ -206,7 +206,7 @@ def _table(rows: Sequence[PlanKernelsRow]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.plan_kernels``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.plan_kernels``."""
     run_command(app, arguments)
 
 

@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
-from fastervit_trt.benchmarks.gemm_sizes import GemmSize
+from fastervit_trt.benchmarks.studies.gemm_sizes import GemmSize
 from fastervit_trt.benchmarks.timing import Timer, interleaved
 from fastervit_trt.console import track
 

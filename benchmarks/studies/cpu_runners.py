@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from fastervit_trt.benchmarks.plain import plain_export, random_model
+from fastervit_trt.benchmarks.studies.plain import plain_export, random_model
 from fastervit_trt.console import step
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange

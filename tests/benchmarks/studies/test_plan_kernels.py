@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastervit_trt.benchmarks import plan_kernels
-from fastervit_trt.benchmarks.plan_kernels import FORMS, KINDS, measure_plan
+from fastervit_trt.benchmarks.studies import plan_kernels
+from fastervit_trt.benchmarks.studies.plan_kernels import FORMS, KINDS, measure_plan
 from fastervit_trt.engines.rtx import RtxTarget, rtx_unavailable_reason
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.precision import get_float

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from fastervit_trt.benchmarks.cpu_profile import ProfileRow
-from fastervit_trt.benchmarks.cpu_rows import CpuPathRow, TimedRow
+from fastervit_trt.benchmarks.studies.cpu_profile import ProfileRow
+from fastervit_trt.benchmarks.studies.cpu_rows import CpuPathRow, TimedRow
 from fastervit_trt.console import console, say
 
 __all__ = [

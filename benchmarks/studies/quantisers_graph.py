@@ -1,4 +1,4 @@
-"""Graphs for benchmarks/quantisers.py: quantised as this project does, run as written, and counted."""
+"""Graphs for benchmarks/studies/quantisers.py: quantised as this project does, run as written, and counted."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastervit_trt.benchmarks import cpu_int8
-from fastervit_trt.benchmarks.cpu_int8 import LEAST_DB, PATHS, Calibrated
-from fastervit_trt.benchmarks.cpu_runners import Runner, Workload, make_workload
+from fastervit_trt.benchmarks.studies import cpu_int8
+from fastervit_trt.benchmarks.studies.cpu_int8 import LEAST_DB, PATHS, Calibrated
+from fastervit_trt.benchmarks.studies.cpu_runners import Runner, Workload, make_workload
 
 MODEL, BATCH = "faster_vit_digits_s", 3
 

@@ -1,6 +1,6 @@
 """What each precision costs and gives: trained models in, one row per model and precision out.
 
-    python -m fastervit_trt.benchmarks.precisions --output precisions
+    python -m fastervit_trt.benchmarks.studies.precisions --output precisions
 
 Every row is an export as ``fastervit-export`` writes it: calibrated on the training part of the digits, judged on the
 held-out part on the written file, built for every compute capability that TensorRT-RTX has. Throughput is ONNX
@@ -257,7 +257,7 @@ def _table(rows: Sequence[PrecisionRow]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.precisions``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.precisions``."""
     run_command(app, arguments)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastervit_trt import __version__
-from fastervit_trt.benchmarks.cpu_runners import SETTINGS
-from fastervit_trt.benchmarks.cpu_turns import PERCENTILES, PathResult, ratio
-from fastervit_trt.benchmarks.gemm_peak import Floor
+from fastervit_trt.benchmarks.studies.cpu_runners import SETTINGS
+from fastervit_trt.benchmarks.studies.cpu_turns import PERCENTILES, PathResult, ratio
+from fastervit_trt.benchmarks.studies.gemm_peak import Floor
 from fastervit_trt.host import cpu_name, versions
 
 __all__ = [

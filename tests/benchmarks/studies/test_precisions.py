@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastervit_trt.benchmarks import calibrators, precisions
+from fastervit_trt.benchmarks.studies import calibrators, precisions
 from fastervit_trt.engines.rtx import rtx_unavailable_reason
 from fastervit_trt.export.precision import Fp8, Int8Cpu
 

@@ -1,4 +1,4 @@
-"""How fast the export runs on this CPU beside every other way, and how near the floor: ``-m …benchmarks.cpu_paths``.
+"""How fast the export runs on this CPU beside every other way, and how near the floor: ``-m …studies.cpu_paths``.
 
 All paths and the floor (every matrix product of the model at its fastest, alone and warm) run in one process on the
 same images with the same number of threads, in rounds of short slices in turn. Only ratios taken within a round are
@@ -19,14 +19,14 @@ import torch
 import typer
 
 from fastervit_trt.artifacts import new_folder, write_csv
-from fastervit_trt.benchmarks.cpu_paths_report import draw_paths, print_paths, print_profile
-from fastervit_trt.benchmarks.cpu_profile import ProfileRow, profile_graph
-from fastervit_trt.benchmarks.cpu_rows import Turns, floor_rows, path_rows
-from fastervit_trt.benchmarks.cpu_runners import RUNNERS, Workload, make_workload
-from fastervit_trt.benchmarks.cpu_turns import PathResult, load_average, no_float32, open_path, take_turns
-from fastervit_trt.benchmarks.gemm_peak import Floor, find_floor
-from fastervit_trt.benchmarks.gemm_sizes import gemm_sizes
 from fastervit_trt.benchmarks.rows import ROWS_NAME, write_rows
+from fastervit_trt.benchmarks.studies.cpu_paths_report import draw_paths, print_paths, print_profile
+from fastervit_trt.benchmarks.studies.cpu_profile import ProfileRow, profile_graph
+from fastervit_trt.benchmarks.studies.cpu_rows import Turns, floor_rows, path_rows
+from fastervit_trt.benchmarks.studies.cpu_runners import RUNNERS, Workload, make_workload
+from fastervit_trt.benchmarks.studies.cpu_turns import PathResult, load_average, no_float32, open_path, take_turns
+from fastervit_trt.benchmarks.studies.gemm_peak import Floor, find_floor
+from fastervit_trt.benchmarks.studies.gemm_sizes import gemm_sizes
 from fastervit_trt.console import command_app, run_command, say, step, track
 from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.factory import ModelSpec
@@ -116,7 +116,7 @@ def paths_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.cpu_paths``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.cpu_paths``."""
     run_command(app, arguments)
 
 

@@ -1,6 +1,6 @@
 """Which calibrator keeps most of a trained model: signal to noise of the logits, model by model, type by type.
 
-    python -m fastervit_trt.benchmarks.calibrators --output calibrators.csv
+    python -m fastervit_trt.benchmarks.studies.calibrators --output calibrators.csv
 
 Both the images to calibrate with and those to compare on are of the part the digits models were trained on, so that the
 held-out part stays unseen by the choice of a default. Computed by the simulation that exports are verified against.
@@ -104,7 +104,7 @@ def calibrators_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.calibrators``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.calibrators``."""
     run_command(app, arguments)
 
 

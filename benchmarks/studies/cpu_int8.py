@@ -1,4 +1,4 @@
-"""What int8 gives on this CPU in ONNX Runtime over the best float32: ``-m …benchmarks.cpu_int8``.
+"""What int8 gives on this CPU in ONNX Runtime over the best float32: ``-m …benchmarks.studies.cpu_int8``.
 
 Models with random weights in, one row per model and path out: ``export``, ``attention`` and ``openvino`` in float32 as
 in ``cpu_paths``; ``qdq``, the int8 graph as it is written for TensorRT but float32 elsewhere; ``int8``, the form of it
@@ -24,12 +24,19 @@ from rich.table import Table
 from torch import nn
 
 from fastervit_trt.artifacts import new_folder, write_csv
-from fastervit_trt.benchmarks.cpu_int8_profile import Int8ProfileRow, profile_int8
-from fastervit_trt.benchmarks.cpu_paths_report import draw_bars, draw_panels, number, print_notes, print_profile
-from fastervit_trt.benchmarks.cpu_rows import TimedRow, context_columns, timed_columns
-from fastervit_trt.benchmarks.cpu_runners import RUNNERS, SETTINGS, Runner, Workload, make_workload, save_flat
-from fastervit_trt.benchmarks.cpu_turns import PathResult, load_average, no_float32, open_path, ratio, take_turns
 from fastervit_trt.benchmarks.rows import ROWS_NAME, write_rows
+from fastervit_trt.benchmarks.studies.cpu_int8_profile import Int8ProfileRow, profile_int8
+from fastervit_trt.benchmarks.studies.cpu_paths_report import draw_bars, draw_panels, number, print_notes, print_profile
+from fastervit_trt.benchmarks.studies.cpu_rows import TimedRow, context_columns, timed_columns
+from fastervit_trt.benchmarks.studies.cpu_runners import RUNNERS, SETTINGS, Runner, Workload, make_workload, save_flat
+from fastervit_trt.benchmarks.studies.cpu_turns import (
+    PathResult,
+    load_average,
+    no_float32,
+    open_path,
+    ratio,
+    take_turns,
+)
 from fastervit_trt.console import command_app, console, run_command, say, step, track
 from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.graph import save_onnx
@@ -278,7 +285,7 @@ def int8_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.cpu_int8``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.cpu_int8``."""
     run_command(app, arguments)
 
 

@@ -1,4 +1,4 @@
-"""What other quantisers make of this project's graphs: ``python -m fastervit_trt.benchmarks.quantisers``.
+"""What other quantisers make of this project's graphs: ``python -m fastervit_trt.benchmarks.studies.quantisers``.
 
 Trained models are exported and quantised to INT8 and FP8 by ONNX Runtime's quantiser, by ModelOpt (which needs an
 interpreter of its own: ``--modelopt-python``) and by this project, on the same layers. In go the shipped digits models,
@@ -28,7 +28,13 @@ import typer
 
 from fastervit_trt.accuracy import accuracy_from_logits, signal_to_noise_db
 from fastervit_trt.artifacts import new_file, write_csv
-from fastervit_trt.benchmarks.quantisers_graph import excluded_nodes, largest_inputs, logits, quantise, structure
+from fastervit_trt.benchmarks.studies.quantisers_graph import (
+    excluded_nodes,
+    largest_inputs,
+    logits,
+    quantise,
+    structure,
+)
 from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engine_choice import EngineChoice
 from fastervit_trt.engines.kernels import Kind
@@ -278,7 +284,7 @@ def quantisers_command(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``python -m fastervit_trt.benchmarks.quantisers``."""
+    """Entry point of ``python -m fastervit_trt.benchmarks.studies.quantisers``."""
     run_command(app, arguments)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastervit_trt.accuracy import signal_to_noise_db
-from fastervit_trt.benchmarks.cpu_runners import MissingPackageError, Runner
-from fastervit_trt.benchmarks.gemm_peak import park
+from fastervit_trt.benchmarks.studies.cpu_runners import MissingPackageError, Runner
+from fastervit_trt.benchmarks.studies.gemm_peak import park
 from fastervit_trt.benchmarks.timing import Timer
 from fastervit_trt.console import track
 from fastervit_trt.errors import FasterViTError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastervit_trt.benchmarks.cpu_profile import NodeTime, ProfileRow, node_times, shares
+from fastervit_trt.benchmarks.studies.cpu_profile import NodeTime, ProfileRow, node_times, shares
 from fastervit_trt.export.quantisation.operands import unit_of
 
 __all__ = ["Int8ProfileRow", "profile_int8"]

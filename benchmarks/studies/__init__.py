@@ -1,0 +1,1 @@
+"""Questions about FasterViT answered once, by a command each, with committed results."""
