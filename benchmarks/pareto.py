@@ -1,122 +1,171 @@
-"""The Pareto front of accuracy against throughput, and its picture."""
+"""Rows in, their standing out: the Pareto front of accuracy against speed, and what dominates the rest, how surely."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 
-__all__ = ["draw_pareto", "mark_front"]
+__all__ = ["Axis", "Group", "Standing", "doubt", "front_line", "speed", "standings"]
 
-_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "D", "int8": "^", "int8-cpu": "P", "fp8": "v", "mixed": "X"}
-_COLOURS = ("#3b7dd8", "#d9703a", "#2f9e6e", "#a65fc4", "#c9a227", "#c4485f", "#5f8b95")
+Axis = Literal["throughput", "latency"]
+Span = tuple[float, float, float]  # low, middle, high
 
 
-def mark_front(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """``rows`` with ``on_front`` and ``dominated_by`` filled in.
+@dataclass(frozen=True)
+class Group:
+    """What rows must share to be compared: only where it ran and on which images may not differ."""
 
-    A row is dominated by another that is at least as accurate and as fast, and better in one of the two; of several,
-    the fastest is named. Rows without accuracy, or whose speed means nothing, take no part.
+    device: str
+    device_kind: str
+    machine: str
+    batch: int
+    dataset: str | None
+    dataset_sha256: str
+    transfers: bool
+    cold_cache: bool
+
+    @classmethod
+    def of(cls, row: BenchmarkRow) -> Group:
+        where = (row.device, row.device_kind, row.machine)
+        return cls(*where, row.batch, row.dataset, row.dataset_sha256, row.transfers, row.cold_cache)
+
+    @property
+    def title(self) -> str:
+        """As a reader names it: device, machine, batch, images, and what was unusual."""
+        parts = [self.device or "unknown device", self.machine, f"batch {self.batch}", self.dataset or "no images"]
+        parts += ["with transfers"] if self.transfers else []
+        parts += ["cold L2 cache"] if self.cold_cache else []
+        return " · ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row stands among the rows of its group.
+
+    Attributes:
+        on_front: no other point is as accurate and as fast and better in one of the two; None: it takes no part.
+        dominated_by: the point that is; of several one that dominates clearly, on the front, the fastest.
+        clearly: it dominates by more than the uncertainty; False: the order of the two may be chance.
+        why_not: why the row takes no part, if it does not.
     """
-    candidates = [row for row in rows if _comparable(row)]
-    marked = []
-    for row in rows:
-        if not _comparable(row):
-            marked.append(replace(row, on_front=None, dominated_by=None))
-            continue
-        better = [other for other in candidates if _dominates(other, row)]
-        best = max(better, key=lambda r: r.throughput_img_per_s, default=None)
-        marked.append(replace(row, on_front=best is None, dominated_by=best.label if best else None))
-    return marked
+
+    row: BenchmarkRow
+    group: Group
+    on_front: bool | None
+    dominated_by: BenchmarkRow | None = None
+    clearly: bool | None = None
+    why_not: str = ""
 
 
-def draw_pareto(rows: Sequence[BenchmarkRow], folder: Path) -> str:
-    """Write ``pareto.png`` and return the same figure as SVG text for embedding; rows must have accuracies."""
-    import matplotlib
+def standings(rows: Sequence[BenchmarkRow], axis: Axis = "throughput") -> list[Standing]:
+    """The standing of every row, in order: one front per group, of accuracy and of ``axis``.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    A point dominates another that is nowhere better and somewhere worse, as measured. It does so *clearly* if, in
+    accuracy or in speed, the two intervals do not even touch: 95 % Wilson intervals of top-1, 20th to 80th percentile
+    of single calls (wider than any interval of their median, since calls of one process are not independent). In the
+    other of the two it has to be as good as measured only: a model and its fp16 twin get the same images right, and no
+    number of images would part their intervals.
 
-    shown = [row for row in rows if row.on_front is not None]
-    colours = {model: _COLOURS[i % len(_COLOURS)] for i, model in enumerate(dict.fromkeys(r.model for r in shown))}
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastervit-trt", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-        _draw_front(axes, shown)
-        for row in shown:
-            _draw_point(axes, row, colours[row.model])
-        axes.set_xscale("log")
-        axes.set_xlabel(f"throughput, images/s at batch {_batches(shown)} (log)")
-        axes.set_ylabel("top-1 accuracy, %")
-        axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.margins(x=0.14, y=0.12)
-        _readable_ticks(axes)
-        figure.savefig(folder / "pareto.png", dpi=160)
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    text = svg.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _comparable(row: BenchmarkRow) -> bool:
-    return row.top1 is not None and row.speed_is_meaningful
-
-
-def _dominates(a: BenchmarkRow, b: BenchmarkRow) -> bool:
-    assert a.top1 is not None and b.top1 is not None
-    no_worse = a.top1 >= b.top1 and a.throughput_img_per_s >= b.throughput_img_per_s
-    return no_worse and (a.top1 > b.top1 or a.throughput_img_per_s > b.throughput_img_per_s)
+    A point whose time is doubtful (:func:`doubt`) dominates none that is beyond doubt: one drifting measurement must
+    not push a sound one off the front. It may be dominated, and may stand on the front with its mark.
+    """
+    reasons = [_why_not(row, axis) for row in rows]
+    groups: dict[Group, list[BenchmarkRow]] = {}
+    for row, reason in zip(rows, reasons, strict=True):
+        if not reason:
+            groups.setdefault(Group.of(row), []).append(row)
+    fronts = {
+        group: {id(row) for row in members if not any(_dominates(other, row, axis) for other in members)}
+        for group, members in groups.items()
+    }
+    found = []
+    for row, reason in zip(rows, reasons, strict=True):
+        group = Group.of(row)
+        if reason:
+            found.append(Standing(row, group, None, why_not=reason))
+        elif id(row) in fronts[group]:
+            found.append(Standing(row, group, on_front=True))
+        else:
+            found.append(_dominated(row, group, groups[group], fronts[group], axis))
+    return found
 
 
-def _draw_front(axes: Any, rows: Sequence[BenchmarkRow]) -> None:
-    """A staircase: up to each front point's speed, its accuracy is to be had."""
-    front = sorted((r for r in rows if r.on_front), key=lambda r: r.throughput_img_per_s)
-    if len(front) > 1:
-        x, y = [r.throughput_img_per_s for r in front], [100 * (r.top1 or 0) for r in front]
-        axes.plot(x, y, drawstyle="steps-pre", color="#888888", linewidth=1.2, alpha=0.8, zorder=1)
+def doubt(row: BenchmarkRow) -> str:
+    """What casts doubt on the time of a measured row; empty: nothing."""
+    unstable = f"unstable: {row.reason or 'the halves of the time differ'}" if row.status == "unstable" else ""
+    return "; ".join(part for part in (unstable, row.flags) if part)
 
 
-def _draw_point(axes: Any, row: BenchmarkRow, colour: str) -> None:
-    assert row.top1 is not None and row.top1_low is not None and row.top1_high is not None
-    x, y = row.throughput_img_per_s, 100 * row.top1
-    axes.errorbar(
-        x,
-        y,
-        yerr=[[y - 100 * row.top1_low], [100 * row.top1_high - y]],
-        xerr=[[x - row.throughput_p20_img_per_s], [row.throughput_p80_img_per_s - x]],
-        fmt=_MARKERS.get(row.precision, "o"),
-        color=colour,
-        markerfacecolor=colour if row.on_front else "none",
-        markersize=8,
-        elinewidth=0.9,
-        alpha=1.0 if row.on_front else 0.65,
-        zorder=3,
-    )
-    above = row.precision == "fp32"
-    axes.annotate(
-        row.label,
-        (x, y),
-        xytext=(0, 11 if above else -11),
-        textcoords="offset points",
-        fontsize=8,
-        ha="center",
-        va="bottom" if above else "top",
-    )
+def speed(row: BenchmarkRow, axis: Axis) -> Span | None:
+    """20th percentile, median and 80th of images/s or of ms per batch, whichever ``axis`` asks for."""
+    if axis == "throughput":
+        low, middle, high = row.throughput_p20_img_per_s, row.throughput_img_per_s, row.throughput_p80_img_per_s
+    else:
+        low, middle, high = row.latency_p20_ms, row.latency_p50_ms, row.latency_p80_ms
+    if middle is None or middle <= 0:
+        return None
+    return (middle if low is None else low, middle, middle if high is None else high)
 
 
-def _batches(rows: Sequence[BenchmarkRow]) -> str:
-    return ", ".join(str(b) for b in sorted({row.throughput_batch for row in rows}))
+def front_line(standings_of_group: Sequence[Standing], axis: Axis = "throughput") -> list[tuple[float, float]]:
+    """Corners (speed, top-1) of the front from slow to fast; doubtful points bend it only where there are no others."""
+    front = [s.row for s in standings_of_group if s.on_front]
+    sound = [row for row in front if not doubt(row)] or front
+    corners = {(_middle(row, axis), row.top1 or 0.0) for row in sound}
+    return sorted(corners, reverse=axis == "latency")
 
 
-def _readable_ticks(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _why_not(row: BenchmarkRow, axis: Axis) -> str:
+    if not row.measured:
+        return f"{row.status}: {row.reason or 'no reason was recorded'}"
+    if row.top1 is None:
+        return "no accuracy was measured"
+    if speed(row, axis) is None:
+        return f"no {axis} was measured"
+    return "" if row.speed_is_meaningful else "its speed means nothing: the backend emulates the precision"
 
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+
+def _dominated(
+    row: BenchmarkRow, group: Group, rivals: Sequence[BenchmarkRow], front: set[int], axis: Axis
+) -> Standing:
+    def rank(other: BenchmarkRow) -> tuple[bool, bool, float, float]:
+        return (_clearly(other, row, axis), id(other) in front, _quickness(other, axis), other.top1 or 0.0)
+
+    best = max((other for other in rivals if _dominates(other, row, axis)), key=rank)
+    return Standing(row, group, on_front=False, dominated_by=best, clearly=_clearly(best, row, axis))
+
+
+def _dominates(a: BenchmarkRow, b: BenchmarkRow, axis: Axis) -> bool:
+    if doubt(a) and not doubt(b):
+        return False
+    mine, other = (a.top1 or 0.0, _quickness(a, axis)), (b.top1 or 0.0, _quickness(b, axis))
+    return mine != other and mine[0] >= other[0] and mine[1] >= other[1]
+
+
+def _clearly(a: BenchmarkRow, b: BenchmarkRow, axis: Axis) -> bool:
+    """Whether ``a``, which dominates ``b``, does so beyond uncertainty; what has no interval decides nothing."""
+    surely_better = a.top1_low is not None and b.top1_high is not None and a.top1_low > b.top1_high
+    return surely_better or _surely_faster(a, b, axis)
+
+
+def _surely_faster(a: BenchmarkRow, b: BenchmarkRow, axis: Axis) -> bool:
+    if axis == "throughput":
+        slowest, fastest = a.throughput_p20_img_per_s, b.throughput_p80_img_per_s
+        return slowest is not None and fastest is not None and slowest > fastest
+    longest, shortest = a.latency_p80_ms, b.latency_p20_ms
+    return longest is not None and shortest is not None and longest < shortest
+
+
+def _middle(row: BenchmarkRow, axis: Axis) -> float:
+    span = speed(row, axis)
+    assert span is not None  # rows without speed take no part
+    return span[1]
+
+
+def _quickness(row: BenchmarkRow, axis: Axis) -> float:
+    """Larger is better, on either axis."""
+    middle = _middle(row, axis)
+    return middle if axis == "throughput" else -middle

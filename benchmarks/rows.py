@@ -6,66 +6,130 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastervit_trt.artifacts import write_csv
 
-__all__ = ["ROWS_NAME", "BenchmarkRow", "write_rows"]
+__all__ = ["ROWS_NAME", "SCHEMA", "BenchmarkRow", "Condition", "Status", "write_rows"]
 
 ROWS_NAME = "rows.json"
-_SCHEMA = 1
+SCHEMA = 2
+
+# "unstable": measured, but the two halves of the time differed in two fresh processes. "skipped": cannot run here.
+Status = Literal["ok", "unstable", "failed", "skipped"]
+Condition = tuple[str, str, str, str, int, int, bool, bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """One artifact, measured on one machine. Times are wall clock; intervals are 95 %."""
+    """One artifact on one backend of one machine. Intervals are 95 %; None: not measured; "": nothing to say."""
 
+    # what was asked for
     model: str
     precision: str
     backend: str
     resolution: str  # HxW
-    parameters: int  # of the deploy form
-    dataset: str | None
-    images: int | None
-    top1: float | None
-    top1_low: float | None
-    top1_high: float | None
-    agreement_fp32: float | None  # share of images with the top-1 of PyTorch fp32
-    non_finite_logits: int | None
-    latency_batch: int
-    latency_p50_ms: float
-    latency_p90_ms: float
-    latency_p99_ms: float
-    latency_samples: int
-    throughput_batch: int
-    throughput_img_per_s: float  # at the median call
-    throughput_p20_img_per_s: float  # exceeded by 80 % of the calls
-    throughput_p80_img_per_s: float  # exceeded by 20 % of the calls
-    throughput_samples: int
-    speed_is_meaningful: bool  # False where the backend emulates the precision
-    on_front: bool | None  # None where accuracy is unknown or speed means nothing
-    dominated_by: str | None
-    slower_because: str  # where 8 bits are not faster than the same model in 16 or 32: why
-    engines_against_8_bits: str  # what stands against 8 bits in the engines of the export, which were built, not run
-    note: str
-    file_bytes: int
-    onnx_sha256: str
-    weights_sha256: str
-    export: str  # folder name
-    cpu: str
-    threads: int
-    load_before: float | None  # 1-minute load average when the run started
-    os: str
-    fastervit_trt: str
-    python: str
-    torch: str
-    onnxruntime: str
-    timestamp_utc: str
-    schema: int = _SCHEMA
+    batch: int
+    streams: int = 1  # batches under way at the same time while throughput is measured
+    transfers: bool = False  # copies to and from the GPU are within what is timed
+    cold_cache: bool = False  # the GPU's L2 cache is emptied before each batch
+    status: Status
+    reason: str = ""  # why it failed, was skipped or is unstable
+
+    # the artifact
+    export: str = ""  # folder name
+    artifact: str = ""  # the file that ran: model.onnx, an engine; "weights" where PyTorch ran the model itself
+    artifact_sha256: str = ""
+    weights_sha256: str = ""
+    file_bytes: int | None = None
+    parameters: int | None = None
+    audit: str = ""  # what it is made of, as its own build or the graph shows it
+
+    # accuracy of that artifact on that backend
+    dataset: str | None = None
+    dataset_sha256: str = ""
+    images: int | None = None
+    unreadable_images: int | None = None  # left out
+    top1: float | None = None
+    top1_low: float | None = None
+    top1_high: float | None = None
+    top5: float | None = None
+    top5_low: float | None = None
+    top5_high: float | None = None
+    agreement_fp32: float | None = None  # share of images with the top-1 of PyTorch fp32
+    sqnr_db: float | None = None  # of the logits against PyTorch fp32
+    non_finite_logits: int | None = None
+
+    # its time; percentiles are over calls, so the 80th of throughput is exceeded by 20 % of them
+    clock: str = ""  # "host" or "CUDA events"
+    latency_p20_ms: float | None = None  # one batch handed in, the next when it is done
+    latency_p50_ms: float | None = None
+    latency_p80_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_p99_ms: float | None = None
+    latency_samples: int = 0
+    latency_drift: float | None = None  # median of the second half of the time over that of the first, minus 1
+    throughput_img_per_s: float | None = None  # at the median call
+    throughput_p20_img_per_s: float | None = None
+    throughput_p80_img_per_s: float | None = None
+    throughput_samples: int = 0
+    throughput_drift: float | None = None
+    rounds: int = 0  # slices in which it took turns with the others
+    warm_up_seconds: float | None = None
+    attempts: int = 1  # fresh processes that it took
+    speed_is_meaningful: bool = True  # False where the backend emulates the precision
+    note: str = ""
+    slower_because: str = ""  # where 8 bits are not faster than the same model in 16 or 32: why
+    engines_against_8_bits: str = ""  # what stands against 8 bits in the engines of the export
+
+    # the machine
+    machine: str = ""  # a name the user gave it
+    device: str = ""  # the processor or GPU that ran it
+    device_kind: str = ""  # "cpu" or "gpu"
+    compute_capability: str = ""
+    driver: str = ""
+    cuda: str = ""
+    cpu: str = ""
+    threads: int | None = None
+    affinity: str = ""  # logical CPUs it may use, as in "0-3,8"
+    load_before: float | None = None  # 1-minute load average
+    other_load: float | None = None  # cores that other processes used meanwhile, mean
+    sm_clock_mhz: float | None = None  # median while timed, as the following
+    sm_clock_low_mhz: float | None = None  # lowest
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None  # mean
+    temperature_c: float | None = None  # highest
+    throttle: str = ""  # reasons seen while timed
+    energy_mj_per_image: float | None = None
+    flags: str = ""  # what casts doubt on the time, "; " between
+    peak_rss_mib: int | None = None
+    gpu_memory_mib: int | None = None
+
+    # versions
+    os: str = ""
+    fastervit_trt: str = ""
+    python: str = ""
+    torch: str = ""
+    onnxruntime: str = ""
+    tensorrt: str = ""
+    openvino: str = ""
+    timestamp_utc: str = ""
+    schema: int = SCHEMA
 
     @property
     def label(self) -> str:
         return f"{self.model} {self.precision}"
+
+    @property
+    def condition(self) -> Condition:
+        """What two rows must share to be the same measurement of two runs."""
+        how = (self.batch, self.streams, self.transfers, self.cold_cache)
+        return (self.model, self.precision, self.backend, self.resolution, *how)
+
+    @property
+    def measured(self) -> bool:
+        return self.status in ("ok", "unstable")
 
 
 def write_rows(rows: Sequence[Any], folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.engines.explain import Finding, explain
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.graph import GRAPH_FILE
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 
 __all__ = ["explain_slow_rows", "products_on_cpu"]
@@ -34,13 +35,15 @@ _IN_FLOATS = frozenset(
 
 def explain_slow_rows(rows: Sequence[BenchmarkRow], folders: Sequence[Path]) -> list[BenchmarkRow]:
     """``rows`` with ``slower_because`` and ``engines_against_8_bits``; ``folders`` are their exports, in order."""
+    manifests = {folder: Manifest.read(folder) for folder in dict.fromkeys(folders)}
+    floats = [row for row, folder in zip(rows, folders, strict=True) if not _quantised(manifests[folder])]
     explained = []
     for row, folder in zip(rows, folders, strict=True):
-        manifest = Manifest.read(folder)
-        if manifest.graph["quantisation"] is None:
+        manifest = manifests[folder]
+        if not (row.measured and _quantised(manifest)):
             explained.append(row)
             continue
-        peer = _fastest_float([r for r, f in zip(rows, folders, strict=True) if not _quantised(f)], row)
+        peer = _fastest_float(floats, row)
         because = "" if peer is None else _because(row, peer, manifest, folder)
         explained.append(replace(row, slower_because=because, engines_against_8_bits=_engines(manifest)))
     return explained
@@ -59,22 +62,38 @@ def products_on_cpu(path: Path) -> tuple[int, int]:
     return (sum(operators[name] for name in _IN_8_BITS), sum(operators[name] for name in _IN_FLOATS))
 
 
-def _quantised(folder: Path) -> bool:
-    return Manifest.read(folder).graph["quantisation"] is not None
+def _quantised(manifest: Manifest) -> bool:
+    return manifest.graph["quantisation"] is not None
 
 
 def _fastest_float(floats: Sequence[BenchmarkRow], row: BenchmarkRow) -> BenchmarkRow | None:
-    """The fastest row of the same weights in 16 or 32 bits, if it is at least as fast as ``row``."""
-    mine = (row.model, row.weights_sha256, row.resolution)
-    same = [r for r in floats if (r.model, r.weights_sha256, r.resolution) == mine]
-    fastest = max((r for r in same if r.speed_is_meaningful), key=lambda r: r.throughput_img_per_s, default=None)
-    return fastest if fastest is not None and fastest.throughput_img_per_s >= row.throughput_img_per_s else None
+    """The fastest of the same weights in 16 or 32 bits in the same condition, if it is at least as fast as ``row``."""
+    same = [r for r in floats if r.measured and r.speed_is_meaningful and _like(r) == _like(row)]
+    fastest = max(same, key=_speed, default=None)
+    return fastest if fastest is not None and _speed(fastest) >= _speed(row) else None
+
+
+def _like(row: BenchmarkRow) -> tuple[object, ...]:
+    model, _, *condition = row.condition
+    return (model, *condition, row.weights_sha256, row.device)
+
+
+def _speed(row: BenchmarkRow) -> float:
+    return row.throughput_img_per_s or 0.0
 
 
 def _because(row: BenchmarkRow, peer: BenchmarkRow, manifest: Manifest, folder: Path) -> str:
-    times = row.throughput_img_per_s / peer.throughput_img_per_s
-    reasons = [f"{times:.2f} times as fast as {peer.precision}"]
-    onnx_path = folder / "model.onnx"
+    reasons = [f"{_speed(row) / _speed(peer):.2f} times as fast as {peer.precision}"]
+    if row.backend == "ort-cpu":
+        reasons += _on_cpu(manifest, folder / GRAPH_FILE)
+    for engine in manifest.engines:
+        if engine.get("file") == row.artifact:
+            reasons += [str(Finding(**finding)) for finding in engine["against_8_bits"]]
+    return "; ".join(reasons)
+
+
+def _on_cpu(manifest: Manifest, onnx_path: Path) -> list[str]:
+    reasons = []
     try:
         narrow, wide = products_on_cpu(onnx_path)
         reasons.append(f"ONNX Runtime's CPU provider runs {narrow} of {narrow + wide} products in 8 bits")
@@ -85,7 +104,7 @@ def _because(row: BenchmarkRow, peer: BenchmarkRow, manifest: Manifest, folder: 
         reasons.append(
             "this form is for TensorRT; --precision int8 --target cpu writes the one this runtime is fast on"
         )
-    return "; ".join(reasons)
+    return reasons
 
 
 def _engines(manifest: Manifest) -> str:

@@ -8,7 +8,15 @@ from typing import Literal
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.geometry import CarrierOrder, StageGeometry, stage_resolutions
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FasterViTConfig", "Preprocessing", "Variant", "with_resolution"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "FasterViTConfig",
+    "Preprocessing",
+    "Variant",
+    "parse_resolution",
+    "with_resolution",
+]
 
 _MIN_RESOLUTION = 32  # the network's stride: below it the last map would stand for less than one pixel
 _MAX_RESOLUTION = 8192
@@ -60,6 +68,23 @@ class FasterViTConfig:
     def geometry(self, stage: int) -> StageGeometry:
         size = stage_resolutions(self.resolution)[stage]
         return StageGeometry(size, self.window_size[stage], self.ct_size, self.hat[stage])
+
+
+def parse_resolution(text: str | None) -> tuple[int, int] | None:
+    """``"224"`` or ``"576x960"`` as (H, W); None stays None.
+
+    Raises:
+        FasterViTError: neither.
+    """
+    if text is None:
+        return None
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise FasterViTError(f"resolution '{text}' is neither H nor HxW, e.g. 224 or 576x960")
+    return sides[0], sides[-1]
 
 
 def with_resolution(config: FasterViTConfig, resolution: tuple[int, int]) -> FasterViTConfig:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Literal
 
 from fastervit_trt.errors import FasterViTError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CarrierOrder",
@@ -124,6 +124,8 @@ class StageGeometry:
             )
 
     def pad(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F  # here: who only counts windows needs no PyTorch
+
         bottom, right = self.padded[0] - self.size[0], self.padded[1] - self.size[1]
         return F.pad(x_BCHW, (0, right, 0, bottom)) if bottom or right else x_BCHW
 

@@ -1,4 +1,8 @@
-"""From a picture to the model's input, the same way everywhere: training, export checks, accuracy, deployment."""
+"""From a picture to the model's input, the same way everywhere: training, export checks, accuracy, deployment.
+
+Pixel for pixel what the published evaluation does, which is timm's ``create_transform`` on Pillow pictures with
+torchvision's ``Resize`` and ``CenterCrop``: where a side is rounded down, where to even, is part of the result.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,33 @@ def preprocess_image(image: Image.Image, how: Preprocessing, resolution: tuple[i
     """PIL image of any size and mode → float32 (3, H, W), normalised, for a model of ``resolution`` (H, W).
 
     The published evaluation: resize so that the crop covers ``crop_pct`` of it, crop the centre, scale to [0, 1],
-    subtract the mean, divide by the standard deviation.
+    subtract the mean, divide by the standard deviation. Orientation tags of cameras are ignored, as there.
     """
-    height, width = resolution
-    target_h, target_w = math.floor(height / how.crop_pct), math.floor(width / how.crop_pct)
     image = image.convert("RGB")
-    if how.crop_mode == "squash":
-        size = (target_w, target_h)
-    else:
-        scale = max(target_w / image.width, target_h / image.height)
-        size = (max(target_w, round(image.width * scale)), max(target_h, round(image.height * scale)))
-    image = image.resize(size, _FILTERS[how.interpolation])
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    image = image.resize(_resized(image.size, how, resolution), _FILTERS[how.interpolation])
+    height, width = resolution
+    left, top = _offset(image.width, width), _offset(image.height, height)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
     normalised = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _resized(size: tuple[int, int], how: Preprocessing, resolution: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) before the crop of a picture of ``size`` (width, height)."""
+    width, height = size
+    target_h, target_w = (math.floor(side / how.crop_pct) for side in resolution)
+    if how.crop_mode == "squash":
+        return target_w, target_h
+    if target_h == target_w:  # torchvision: the longer side is cut off, not rounded
+        if width <= height:
+            return target_w, target_w * height // width
+        return target_h * width // height, target_h
+    # timm: both sides are rounded. It forgets the interpolation there and takes bilinear (1.0.29); the weights were
+    # trained with theirs, which therefore stands.
+    ratio = min(height / target_h, width / target_w)
+    return round(width / ratio), round(height / ratio)
+
+
+def _offset(side: int, crop: int) -> int:
+    """Where a centred crop begins, of which what lies outside is black: halves go to the even number, as published."""
+    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

@@ -103,5 +103,5 @@ def test_what_the_manifest_keeps_is_the_judgement(data: LabelledImages) -> None:
 
 def test_other_classes_are_refused(data: LabelledImages) -> None:
     other = LabelledImages("seven", data.images, data.labels % 7, classes=7)
-    with pytest.raises(FasterViTError, match=r"validation data 'seven' has 7 classes, the model 10"):
+    with pytest.raises(FasterViTError, match=r"data 'seven' has 7 classes, the model 10"):
         judge(artifact_wrong_on(), Brightness(), other, HOW, CONFIG)

@@ -58,7 +58,7 @@ def test_importing_needs_neither_torch_nor_cuda_nor_tensorrt(tmp_path: Path) -> 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="nothing to keep out")
 def test_tensorrt_is_never_loaded_into_the_callers_process(tmp_path: Path) -> None:
-    code = "import sys, fastervit_trt.workflow, fastervit_trt.benchmarks.run; print('tensorrt_rtx' in sys.modules)"
+    code = "import sys, fastervit_trt.workflow, fastervit_trt.benchmarks.bench; print('tensorrt_rtx' in sys.modules)"
     assert run_python(code, tmp_path) == "False"
 
 

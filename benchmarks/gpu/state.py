@@ -7,23 +7,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from fastervit_trt.benchmarks.telemetry.throttle import throttle_reasons
+
 __all__ = ["GpuIdentity", "GpuState", "StateProbe", "gpu_identity"]
 
 _STATE = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
 _IDENTITY = "name,driver_version,compute_cap"
 _SECONDS = 20
-# Bits of clocks_throttle_reasons.active (nvml.h, nvmlClocksThrottleReason…).
-_REASONS = {
-    0x1: "idle",
-    0x2: "application clocks",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "software thermal",
-    0x40: "hardware thermal",
-    0x80: "power brake",
-    0x100: "display clocks",
-}
 
 
 @dataclass(frozen=True)
@@ -105,4 +95,4 @@ def _throttle(text: str) -> str:
         bits = int(text, 16)
     except ValueError:
         return ""
-    return " + ".join(reason for bit, reason in _REASONS.items() if bits & bit)
+    return " + ".join(throttle_reasons(bits))

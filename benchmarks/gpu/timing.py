@@ -73,11 +73,18 @@ class Clock(Protocol):
 
 
 class CudaClock:
-    """Between CUDA events; laps are CUDA graphs where they can be captured."""
+    """Between CUDA events; laps are CUDA graphs where they can be captured.
+
+    Args:
+        stream: to capture on. Graphs that are to run at the same time need one each: cuBLAS has a workspace per stream.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
+        self._stream = stream
 
     def lap(self, call: Callable[..., Tensor], sets: Sequence[tuple[Any, ...]], *, capture: bool) -> Lap:
         # Compilers, libraries' handles and allocations come before the capture, on a stream like that of the capture.
-        stream = torch.cuda.Stream()
+        stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for i in range(_WARM_UP_CALLS):
@@ -87,7 +94,8 @@ class CudaClock:
         if not capture:
             return Lap(lambda: [call(*x) for x in sets], len(sets), captured=False)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # compilers have threads of their own
+        # Compilers have threads of their own.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             results = [call(*x) for x in sets]  # all alive: one written over and over would stay in the cache
         return Lap(graph.replay, len(sets), captured=True, keeps=results)
 

@@ -242,7 +242,7 @@ class Lab:
             found = logits(path, self.held_out)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             return {"failure": f"ONNX Runtime: {' '.join(str(error).split())[:300]}"}
-        score = accuracy_from_logits(found, self.labels, reference.argmax(axis=1))
+        score = accuracy_from_logits(found, self.labels, reference)
         return {
             "top1": round(score.top1, 4),
             "top1_low": round(score.low, 4),

@@ -15,7 +15,6 @@ from fastervit_trt.engines.admission import admit
 from fastervit_trt.engines.admission_checks import rebuild_command
 from fastervit_trt.engines.api import NAMES, RuntimeName
 from fastervit_trt.engines.machine import Machine
-from fastervit_trt.engines.runtime.device import Device
 from fastervit_trt.engines.runtime.ort_session import OrtCpu, OrtCuda, why_no_cuda_provider
 from fastervit_trt.engines.runtime.pycuda_device import open_device
 from fastervit_trt.engines.runtime.session import Session
@@ -25,7 +24,18 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import GRAPH_FILE
 
-__all__ = ["BACKENDS", "Backend", "Opened", "Wish", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Opened",
+    "Wish",
+    "engines_for",
+    "open_backend",
+    "why_no_engine",
+    "why_no_gpu",
+    "why_no_ort_cuda",
+    "why_not_this_gpu",
+]
 
 Backend = Literal["tensorrt", "rtx", "ort-cuda", "ort-cpu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)  # the fastest first
@@ -73,6 +83,7 @@ class Opened:
     backend: Backend
     session: Session
     passed_over: tuple[str, ...]
+    file: str  # of the folder, that it runs
 
 
 def open_backend(manifest: Manifest, wish: Wish) -> Opened:
@@ -85,7 +96,8 @@ def open_backend(manifest: Manifest, wish: Wish) -> Opened:
     for backend in BACKENDS if wish.backend == "auto" else (wish.backend,):
         assert backend in BACKENDS
         try:
-            return Opened(backend, _open(backend, manifest, wish), tuple(passed_over))
+            session, file = _open(backend, manifest, wish)
+            return Opened(backend, session, tuple(passed_over), file)
         except FasterViTError as error:
             if wish.backend != "auto" or backend == BACKENDS[-1]:
                 raise
@@ -95,30 +107,71 @@ def open_backend(manifest: Manifest, wish: Wish) -> Opened:
     raise AssertionError("the last backend opens or raises")
 
 
-def _open(backend: Backend, manifest: Manifest, wish: Wish) -> Session:
+def why_no_engine(runtime: RuntimeName, manifest: Manifest, folder: Path, file: str | None = None) -> str | None:
+    """None where ``folder`` has an engine for ``runtime`` and this machine a driver, else one line; costs nothing."""
+    if not _records(runtime, manifest, file):
+        return f"'{folder}' has no {NAMES[runtime]} engine; {_build(runtime, folder)}"
+    return why_no_gpu(NAMES[runtime])
+
+
+def why_no_gpu(who: str) -> str | None:
+    """None where this machine has an NVIDIA driver, else one line of ``who`` needs it; costs nothing."""
+    reason = _why_no_driver()
+    return f"{who} needs a GPU, and {reason}" if reason is not None else None
+
+
+def why_no_ort_cuda() -> str | None:
+    """None where ONNX Runtime is one for CUDA and this machine has a driver, else one line."""
+    return why_no_cuda_provider() or _why_no_driver()
+
+
+def why_not_this_gpu(
+    runtime: RuntimeName, manifest: Manifest, folder: Path, gpu: str, capability: str, file: str | None = None
+) -> str | None:
+    """None where one of the engines of ``folder`` is for GPUs like this one, else one line."""
+    records = _records(runtime, manifest, file)
+    if file is not None or engines_for(runtime, manifest, capability):
+        return None
+    built_for = ", ".join(sorted({str(record.get("compute_capability")) for record in records}))
+    return (
+        f"the {NAMES[runtime]} engines of '{folder}' are for compute capability {built_for}, "
+        f"{gpu} has {capability}; {_build(runtime, folder, capability)}"
+    )
+
+
+def engines_for(runtime: RuntimeName, manifest: Manifest, capability: str) -> list[dict[str, Any]]:
+    """Records of engines built for this capability, then of those that say they run here; admission checks more."""
+    records = _records(runtime, manifest, None)
+    exact = [record for record in records if record.get("compute_capability") == capability]
+    newer = tuple(map(int, capability.split("."))) >= _AMPERE
+    anywhere = [record for record in records if newer and record.get("hardware_compatibility") == "ampere+"]
+    return exact + [record for record in anywhere if record not in exact]
+
+
+def _open(backend: Backend, manifest: Manifest, wish: Wish) -> tuple[Session, str]:
     path, batch = wish.folder / GRAPH_FILE, BatchRange.parse(manifest.batch)
     if backend == "ort-cpu":
-        return OrtCpu(path, batch, wish.threads)
+        return OrtCpu(path, batch, wish.threads), GRAPH_FILE
     if backend == "ort-cuda":
-        reason = why_no_cuda_provider() or _why_no_driver()
+        reason = why_no_ort_cuda()
         if reason is not None:
             raise _AbsentError(reason)
         shapes = {output["name"]: tuple(output["shape"][1:]) for output in manifest.outputs}
-        return OrtCuda(path, batch, shapes, wish.device)
-    return _open_tensorrt(_RUNTIMES[backend], manifest, wish)
+        return OrtCuda(path, batch, shapes, wish.device, wish.streams), GRAPH_FILE
+    record, session = _open_tensorrt(_RUNTIMES[backend], manifest, wish)
+    return session, str(record["file"])
 
 
-def _open_tensorrt(runtime: RuntimeName, manifest: Manifest, wish: Wish) -> Session:
-    records = [record for record in manifest.engines if record.get("runtime") == runtime]
-    if wish.file is not None:
-        records = [record for record in records if record.get("file") == wish.file]
-    if not records:
-        raise _AbsentError(f"'{wish.folder}' has no {NAMES[runtime]} engine; {_build(runtime, wish.folder)}")
-    reason = _why_no_driver()
+def _open_tensorrt(runtime: RuntimeName, manifest: Manifest, wish: Wish) -> tuple[Mapping[str, Any], Session]:
+    reason = why_no_engine(runtime, manifest, wish.folder, wish.file)
     if reason is not None:
-        raise _AbsentError(f"{NAMES[runtime]} needs a GPU, and {reason}")
+        raise _AbsentError(reason)
     trt, device = import_runtime(runtime), open_device(wish.device)
-    record = _for_this_gpu(records, runtime, device, wish)
+    reason = why_not_this_gpu(runtime, manifest, wish.folder, device.name, device.capability, wish.file)
+    if reason is not None:
+        raise _AbsentError(reason)
+    named = _records(runtime, manifest, wish.file) if wish.file is not None else []
+    record = (named or engines_for(runtime, manifest, device.capability))[0]
     machine = Machine.detect(runtime, wish.device)
     admitted = admit(wish.folder, manifest, record, trust=wish.trust, machine=machine)
     source = Source(
@@ -129,7 +182,7 @@ def _open_tensorrt(runtime: RuntimeName, manifest: Manifest, wish: Wish) -> Sess
         weights=admitted.graph,
         host_code=admitted.host_code,
     )
-    return TensorRtSession(
+    return record, TensorRtSession(
         device,
         trt,
         source,
@@ -142,20 +195,9 @@ def _open_tensorrt(runtime: RuntimeName, manifest: Manifest, wish: Wish) -> Sess
     )
 
 
-def _for_this_gpu(records: list[dict[str, Any]], runtime: RuntimeName, device: Device, wish: Wish) -> Mapping[str, Any]:
-    """The engine built for this capability, or one that says that it runs here; admission checks the rest."""
-    if wish.file is not None:
-        return records[0]
-    exact = [record for record in records if record.get("compute_capability") == device.capability]
-    newer = tuple(map(int, device.capability.split("."))) >= _AMPERE
-    anywhere = [record for record in records if newer and record.get("hardware_compatibility") == "ampere+"]
-    if not exact + anywhere:
-        built_for = ", ".join(sorted({str(record.get("compute_capability")) for record in records}))
-        raise _AbsentError(
-            f"the {NAMES[runtime]} engines of '{wish.folder}' are for compute capability {built_for}, "
-            f"{device.name} has {device.capability}; {_build(runtime, wish.folder, device.capability)}"
-        )
-    return (exact + anywhere)[0]
+def _records(runtime: RuntimeName, manifest: Manifest, file: str | None) -> list[dict[str, Any]]:
+    of_runtime = [record for record in manifest.engines if record.get("runtime") == runtime]
+    return [record for record in of_runtime if file in (None, record.get("file"))]
 
 
 def _build(runtime: RuntimeName, folder: Path, capability: str = "8.9") -> str:

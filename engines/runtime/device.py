@@ -53,6 +53,9 @@ class Event(Protocol):
 
     def synchronise(self) -> None: ...
 
+    def seconds_till(self, later: Event) -> float:
+        """On the GPU's own clock, from this one to ``later``; both timed, both reached, on whatever streams."""
+
     def free(self) -> None: ...
 
 
@@ -90,6 +93,10 @@ class Device(Protocol):
     @property
     def ordinal(self) -> int: ...
 
+    @property
+    def l2_bytes(self) -> int:
+        """Size of the second-level cache, which all streams share."""
+
     def active(self) -> AbstractContextManager[None]:
         """Within, the GPU's primary context is the thread's own; failures of CUDA become FasterViTErrors."""
 
@@ -101,7 +108,11 @@ class Device(Protocol):
 
     def stream(self) -> Stream: ...
 
-    def event(self) -> Event: ...
+    def event(self, *, timed: bool = False) -> Event:
+        """One that keeps its time costs a little more to record."""
+
+    def fill(self, address: int, size: int, stream: Stream) -> None:
+        """Enqueue writing ``size`` bytes of zeros."""
 
     def copy_in(self, address: int, source: np.ndarray, stream: Stream) -> None:
         """Enqueue a copy of page-locked memory to the device; it is read when the stream gets there."""

@@ -33,7 +33,7 @@ from fastervit_trt.engines.runtime.images import (
     pad_tensor,
     parts_of,
 )
-from fastervit_trt.engines.runtime.session import Ticket
+from fastervit_trt.engines.runtime.session import Ticket, Timed
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 
@@ -53,6 +53,7 @@ class Engine:
         emulated: arithmetic is exact for the precision, speed means nothing.
         description: one line for reports.
         passed_over: backends thought better but not to be had here, with the reasons.
+        file: of the folder, that is run: an engine or the graph.
     """
 
     def __init__(self, opened: Opened, image_shape: tuple[int, ...]) -> None:
@@ -63,6 +64,7 @@ class Engine:
         self.emulated: bool = session.emulated
         self.description: str = session.description
         self.passed_over: tuple[str, ...] = opened.passed_over
+        self.file: str = opened.file
         self._session = session
         self._image_shape = image_shape
         self._lock = threading.RLock()
@@ -145,6 +147,28 @@ class Engine:
                 yield _collect(under_way.popleft())
         while under_way:
             yield _collect(under_way.popleft())
+
+    def timed(self, images: np.ndarray, *, transfers: bool = False, cold_cache: bool = False) -> Timed:
+        """Time executions of one batch, which stays on the GPU; in as many streams as the engine was loaded with.
+
+        Args:
+            images: float32 (B, 3, H, W), of a size the engine serves; in host memory.
+            transfers: copies from and to the host are timed, too.
+            cold_cache: empty the GPU's L2 cache before each batch.
+
+        Returns:
+            What times it, and must be closed before the engine is called again.
+
+        Raises:
+            FasterViTError: another shape, type or batch; or it cannot be timed that way.
+        """
+        array = np.ascontiguousarray(host_array(images))
+        check_images(array, self._image_shape)
+        if len(array) not in self.batch:
+            raise FasterViTError(f"{self.file} serves batch {self.batch}, not {len(array)}; time another batch")
+        with self._lock:
+            self._check_open()
+            return self._session.timed(array, transfers=transfers, cold_cache=cold_cache)
 
     def close(self) -> None:
         """Give memory and GPU back; results stay valid. Closing twice is allowed."""

@@ -8,8 +8,8 @@ its own; all contexts of a lane share one activation memory, which is NVIDIA's a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,21 @@ class Lane:
 
     def run(self, stream: Stream, batch: int, images: int, outputs: Sequence[int]) -> None:
         """Enqueue one batch, after the one before it in this lane."""
+        with self.turn(stream):
+            self.execute(stream, batch, images, outputs)
+
+    @contextmanager
+    def turn(self, stream: Stream) -> Iterator[None]:
+        """Within, the lane is this stream's: after what others had enqueued before, and before what they will."""
         stream.wait(self._idle)
         try:
-            self._run(stream, (batch, images, *outputs))
+            yield
         finally:
             self._idle.record(stream)
+
+    def execute(self, stream: Stream, batch: int, images: int, outputs: Sequence[int]) -> None:
+        """Enqueue one batch and nothing else, within :meth:`turn`."""
+        self._run(stream, (batch, images, *outputs))
 
     def free(self) -> None:
         """Give everything back; nothing may be running."""

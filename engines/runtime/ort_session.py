@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastervit_trt.engines.runtime.session import Done
+from fastervit_trt.engines.runtime.ort_timed import OrtTimed, empty_cache_of
+from fastervit_trt.engines.runtime.session import Done, Timed
 from fastervit_trt.engines.runtime.torch_bridge import TorchBridge
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -59,6 +61,9 @@ class OrtCpu:
     def run_on_gpu(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         raise FasterViTError(f"images are on {images.device}, the backend ort-cpu on the CPU; pass images.cpu()")
 
+    def timed(self, images: np.ndarray, *, transfers: bool, cold_cache: bool) -> Timed:
+        raise FasterViTError("the backend ort-cpu has no device memory to time batches in; time its calls")
+
     def close(self) -> None:
         del self._session
 
@@ -66,17 +71,28 @@ class OrtCpu:
 class OrtCuda:
     """ONNX Runtime on one GPU.
 
+    Args:
+        streams: calls at the same time while throughput is timed.
+
     Raises:
         FasterViTError: ONNX Runtime has no CUDA, does not find its libraries, or refuses the graph.
     """
 
     depth, emulated = 1, False
 
-    def __init__(self, path: Path, batch: BatchRange, output_shapes: dict[str, tuple[int, ...]], ordinal: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        batch: BatchRange,
+        output_shapes: dict[str, tuple[int, ...]],
+        ordinal: int,
+        streams: int = 1,
+    ) -> None:
         reason = why_no_cuda_provider()
         if reason is not None:
             raise FasterViTError(reason)
         self.batch, self._ordinal, self._bridge = batch, ordinal, TorchBridge(ordinal)
+        self._streams, self._timed = streams, list[OrtTimed]()
         self._session = _cuda_session(path, ordinal)
         self._input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
@@ -99,7 +115,16 @@ class OrtCuda:
         binding.synchronize_outputs()
         return results
 
+    def timed(self, images: np.ndarray, *, transfers: bool, cold_cache: bool) -> OrtTimed:
+        place, streams = (_DEVICE, self._ordinal), self._streams
+        empty_cache = partial(empty_cache_of, self._ordinal) if cold_cache else None
+        timed = OrtTimed(self._session, place, images, streams=streams, transfers=transfers, empty_cache=empty_cache)
+        self._timed.append(timed)
+        return timed
+
     def close(self) -> None:
+        for timed in self._timed:
+            timed.close()
         del self._session
 
 

@@ -64,6 +64,10 @@ class PycudaDevice:
     def ordinal(self) -> int:
         return self._ordinal
 
+    @property
+    def l2_bytes(self) -> int:
+        return int(self._device.get_attribute(self._cuda.device_attribute.L2_CACHE_SIZE))
+
     @contextmanager
     def active(self) -> Iterator[None]:
         try:
@@ -89,8 +93,12 @@ class PycudaDevice:
     def stream(self) -> Stream:
         return _Stream(self._cuda.Stream(_NON_BLOCKING))
 
-    def event(self) -> Event:
-        return _Event(self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING))
+    def event(self, *, timed: bool = False) -> Event:
+        return _Event(self._cuda.Event(0 if timed else self._cuda.event_flags.DISABLE_TIMING))
+
+    def fill(self, address: int, size: int, stream: Stream) -> None:
+        assert isinstance(stream, _Stream)
+        self._cuda.memset_d8_async(address, 0, size, stream.native)
 
     def copy_in(self, address: int, source: np.ndarray, stream: Stream) -> None:
         assert isinstance(stream, _Stream)
@@ -161,6 +169,10 @@ class _Event:
 
     def synchronise(self) -> None:
         self.native.synchronize()
+
+    def seconds_till(self, later: Event) -> float:
+        assert isinstance(later, _Event)
+        return float(self.native.time_till(later.native)) * 1e-3  # PyCUDA's milliseconds, a float32 of CUDA
 
     def free(self) -> None:
         self.native = None

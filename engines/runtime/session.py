@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from fastervit_trt.export.batch import BatchRange
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Done", "Session", "Ticket"]
+__all__ = ["Clock", "Done", "Session", "Ticket", "Timed"]
+
+Clock = Literal["host", "CUDA events"]
 
 
 class Ticket(Protocol):
@@ -29,6 +31,30 @@ class Done:
 
     def result(self) -> tuple[np.ndarray, ...]:
         return self._outputs
+
+
+class Timed(Protocol):
+    """A batch that stays where it is executed, to be timed.
+
+    Attributes:
+        clock: what times are read from.
+        note: what is to be known of them, as of the last call.
+    """
+
+    clock: Clock
+    note: str
+
+    def latency(self, count: int) -> list[float]:
+        """Seconds of each of ``count`` batches, every one waited for before the next."""
+
+    def throughput(self, count: int) -> list[float]:
+        """``count`` samples in seconds per batch, with batches under way in every stream."""
+
+    def results(self) -> list[tuple[np.ndarray, ...]]:
+        """Outputs of the last execution in each stream."""
+
+    def close(self) -> None:
+        """Give the memory back; so does closing the session."""
 
 
 class Session(Protocol):
@@ -56,6 +82,13 @@ class Session(Protocol):
 
         Raises:
             FasterViTError: the session is not on that GPU.
+        """
+
+    def timed(self, images: np.ndarray, *, transfers: bool, cold_cache: bool) -> Timed:
+        """A batch to be timed; meanwhile nothing else may run on the session.
+
+        Raises:
+            FasterViTError: cannot be timed that way, or too little memory.
         """
 
     def close(self) -> None:

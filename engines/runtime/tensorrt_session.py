@@ -12,6 +12,7 @@ import numpy as np
 from fastervit_trt.console import warn
 from fastervit_trt.engines.runtime.device import Device, held
 from fastervit_trt.engines.runtime.lane import Lane
+from fastervit_trt.engines.runtime.resident import Resident
 from fastervit_trt.engines.runtime.runtime_cache import RuntimeCache
 from fastervit_trt.engines.runtime.slot import Slot, SlotTicket
 from fastervit_trt.engines.runtime.tensorrt_api import Program, Source
@@ -54,7 +55,8 @@ class TensorRtSession:
         cuda_graph: bool,
         spoken: str,
     ) -> None:
-        self._device, self._graphs_refused = device, False
+        self._device, self._graphs_refused = device, ""
+        self._timed: list[Resident] = []
         self._cache = RuntimeCache.of(source.content, trt.__version__, device.name) if source.rtx else None
         with device.active():
             cached = self._cache.read() if self._cache else None
@@ -82,7 +84,23 @@ class TensorRtSession:
             self._bridge.let_pytorch_wait(self._stream)
         return tuple(results)
 
+    def timed(self, images: np.ndarray, *, transfers: bool, cold_cache: bool) -> Resident:
+        shapes = list(self._program.outputs.values())
+        timed = Resident(
+            self._device,
+            self._lanes,
+            shapes,
+            images,
+            transfers=transfers,
+            cold_cache=cold_cache,
+            why_no_graphs=lambda: self._graphs_refused,
+        )
+        self._timed.append(timed)
+        return timed
+
     def close(self) -> None:
+        for timed in self._timed:
+            timed.close()
         with self._device.active():
             if self._cache is not None:
                 self._cache.write(self._program.runtime_cache())
@@ -107,5 +125,5 @@ class TensorRtSession:
 
     def _refuse_graphs(self, reason: str) -> None:
         if not self._graphs_refused:
-            self._graphs_refused = True
+            self._graphs_refused = reason or "no reason given"
             warn(f"no CUDA graphs ({reason}); running without them, which small batches will notice")

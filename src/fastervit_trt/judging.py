@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastervit_trt.accuracy import Accuracy, Drop, accuracy_from_logits, paired_drop, signal_to_noise_db
-from fastervit_trt.console import track
+from fastervit_trt.accuracy import Accuracy, AccuracyMeter, Drop, paired_drop
+from fastervit_trt.console import track, warn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.config import FasterViTConfig, Preprocessing
 from fastervit_trt.models.datasets import LabelledImages
+from fastervit_trt.models.decoding import Unreadable, describe_unreadable
 
 __all__ = ["Judgement", "check_gate", "judge"]
 
@@ -60,21 +61,24 @@ def judge(
         artifact: images (B, 3, H, W), any B up to 32 → logits (B, classes).
 
     Raises:
-        FasterViTError: data of other classes.
+        FasterViTError: data of other classes, or too many images that cannot be read.
     """
     check_classes(data, config)
-    logits, reference = [], []
-    for images, _ in _progress(data, how, config):
-        logits.append(artifact(images))
-        reference.append(model(torch.from_numpy(images)).numpy())
-    actual, expected = np.concatenate(logits), np.concatenate(reference)
-    predicted = expected.argmax(1)
+    ours, theirs, left_out = AccuracyMeter(), AccuracyMeter(), list[Unreadable]()
+    for images, labels in _progress(data, how, config, left_out):
+        expected = model(torch.from_numpy(images)).numpy()
+        ours.add(artifact(images), labels, expected)
+        theirs.add(expected, labels)
+    if left_out:
+        warn(f"{len(left_out)} of {len(data)} images are left out: {describe_unreadable(left_out)}")
+    accuracy = ours.result()
+    assert accuracy.sqnr_db is not None
     return Judgement(
         data=data.name,
-        artifact=accuracy_from_logits(actual, data.labels, predicted),
-        reference_top1=float((predicted == data.labels).mean()),
-        drop=paired_drop(predicted == data.labels, actual.argmax(1) == data.labels),
-        sqnr_db=signal_to_noise_db(expected, actual),
+        artifact=accuracy,
+        reference_top1=theirs.result().top1,
+        drop=paired_drop(theirs.right, ours.right),
+        sqnr_db=accuracy.sqnr_db,
     )
 
 
@@ -84,11 +88,7 @@ def check_classes(data: LabelledImages, config: FasterViTConfig) -> None:
     Raises:
         FasterViTError: they have not.
     """
-    if data.classes != config.num_classes:
-        raise FasterViTError(
-            f"validation data '{data.name}' has {data.classes} classes, the model {config.num_classes}; they must be "
-            "the same classes in the same order"
-        )
+    data.check_classes(config.num_classes, "the model")
 
 
 def check_gate(judgement: Judgement, allowed: float, precision: str) -> None:
@@ -111,7 +111,7 @@ def check_gate(judgement: Judgement, allowed: float, precision: str) -> None:
 
 
 def _progress(
-    data: LabelledImages, how: Preprocessing, config: FasterViTConfig
+    data: LabelledImages, how: Preprocessing, config: FasterViTConfig, left_out: list[Unreadable]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    batches = data.batches(_BATCH, how, config.resolution)
+    batches = data.batches(_BATCH, how, config.resolution, left_out)
     return track(batches, f"accuracy on {len(data)} images", total=-(-len(data) // _BATCH))

@@ -16,10 +16,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastervit_trt.benchmarks.run import bench_exports
+from fastervit_trt.benchmarks.bench import measure_and_report
+from fastervit_trt.benchmarks.sweep.plan import AUTO, Options, Plan
 from fastervit_trt.calibrating import CalibrationRequest
-from fastervit_trt.cli.bench import print_rows
 from fastervit_trt.cli.export import print_export
+from fastervit_trt.cli.printing import print_rows
 from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.engine_choice import choose_engines
 from fastervit_trt.export.batch import BatchRange
@@ -42,7 +43,7 @@ def demo_command(
     output: Annotated[Path, typer.Option(help="Folder for exports and report; earlier ones are replaced.")] = Path(
         "build/demo"
     ),
-    seconds: Annotated[float, typer.Option(min=0.1, help="Timed per export, for latency and throughput each.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Timed per cell, for latency and throughput each.")] = 2.0,
 ) -> None:
     """Export, build and measure the shipped models, then export FasterViT-0."""
     exports = []
@@ -54,12 +55,12 @@ def demo_command(
 
     console.rule(f"measuring {len(exports)} exports on the held-out digits")
     report = output / "report"
-    rows = bench_exports(exports, "digits", report, batch=8, seconds=seconds, threads=usable_cpus(), overwrite=True)
+    records = measure_and_report(_plan(exports, seconds), report, overwrite=True)
     console.rule(f"{_FULL_SIZE} fp16, random weights")
     _export_in_own_process(output / f"{_FULL_SIZE}-fp16")
 
     console.rule("result")
-    print_rows(rows)
+    print_rows([record.row for record in records])
     say(f"report:  {report / 'report.html'}")
     say(f"exports: {output}")
 
@@ -78,6 +79,17 @@ def _export(name: str, precision: Precision, folder: Path) -> None:
         overwrite=True,
     )
     print_export(export_model(request), folder, time.perf_counter() - start)
+
+
+def _plan(exports: Sequence[Path], seconds: float) -> Plan:
+    return Plan(
+        exports=tuple(map(str, exports)),
+        wanted=(),
+        backends=(AUTO,),
+        batches=(1, 8),
+        streams=(1,),
+        options=Options(data="digits", seconds=seconds, threads=usable_cpus(), together=len(_PRECISIONS) * 3),
+    )
 
 
 def _export_in_own_process(folder: Path) -> None:

@@ -33,6 +33,7 @@ from fastervit_trt.export.verify import Verification
 from fastervit_trt.host import peak_rss_mib
 from fastervit_trt.judging import Judgement
 from fastervit_trt.mixing import MixedRequest
+from fastervit_trt.models.config import parse_resolution
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, pretrained_source
 from fastervit_trt.workflow import ExportRequest, export_model
@@ -138,7 +139,7 @@ def export_command(
     start = time.perf_counter()
     spec = ModelSpec(
         model,
-        resolution=_resolution(resolution),
+        resolution=parse_resolution(resolution),
         num_classes=num_classes,
         window_size=None if window_size is None else _numbers(window_size, "--window-size"),
         ct_size=ct_size,
@@ -255,18 +256,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise FasterViTError(f"{option} '{text}' is no list of whole numbers, e.g. 7,7,12,6") from None
-
-
-def _resolution(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2):
-        raise FasterViTError(f"resolution '{text}' is neither H nor HxW, e.g. 224 or 576x960")
-    return sides[0], sides[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from fastervit_trt.benchmarks.pareto import Standing, standings
+from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.console import console, say
 from fastervit_trt.engines.api import NAMES
 from fastervit_trt.engines.audit import Audit
 from fastervit_trt.engines.explain import Finding
 
-__all__ = ["print_audit", "print_engine"]
+__all__ = ["print_audit", "print_engine", "print_rows"]
 
 
 def print_engine(engine: Mapping[str, Any], size: int) -> None:
@@ -55,6 +57,53 @@ def print_audit(name: str, audit: Audit, *, blocks: bool = False) -> None:
         console.print(table)
     for place, kernel in audit.reformats:
         say(f"reformat or cast in {place}: {kernel}")
+
+
+def print_rows(rows: Sequence[BenchmarkRow]) -> None:
+    """The result table, most accurate first, and what there is to say about single rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "precision", "backend"):
+        table.add_column(column)
+    for column in ("batch", "top-1 %", "95 % interval", "= fp32 %", "img/s", "p50 ms", "p90", "p99"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("front")
+    measured = [standing for standing in standings(rows) if standing.row.measured]
+    for standing in sorted(measured, key=_accurate_and_fast_first):
+        row = standing.row
+        streams = f" x{row.streams}" if row.streams > 1 else ""
+        speed = "(emulated)" if not row.speed_is_meaningful else _number(row.throughput_img_per_s)
+        times = (_number(t) for t in (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms))
+        interval = "" if row.top1_low is None else f"{100 * row.top1_low:.1f}-{100 * (row.top1_high or 0):.1f}"
+        accuracy = (_percent(row.top1), interval, _percent(row.agreement_fp32))
+        where = _front(standing)
+        table.add_row(row.model, row.precision, row.backend, f"{row.batch}{streams}", *accuracy, speed, *times, where)
+    console.print(table)
+    for row in rows:
+        name = f"{row.label} on {row.backend} at batch {row.batch}"
+        for text in (f"{row.status}: {row.reason}" if row.reason else "", row.flags, row.slower_because):
+            if text:
+                say(f"{name}: {text}")
+
+
+def _accurate_and_fast_first(standing: Standing) -> tuple[int, float, float]:
+    row = standing.row
+    return row.batch, -(row.top1 or 0), -(row.throughput_img_per_s or 0)
+
+
+def _front(standing: Standing) -> str:
+    if standing.on_front is None:
+        return "not compared"
+    if standing.on_front:
+        return "yes"
+    return "dominated" if standing.clearly else "dominated, within uncertainty"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _table(*columns: str) -> Table:

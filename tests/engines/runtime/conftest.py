@@ -61,7 +61,7 @@ def simulate() -> Iterator[Simulate]:
             cuda_graph=cuda_graph,
             spoken="Simulated",
         )
-        engine = Engine(Opened("tensorrt", session, ()), trt._shapes.image)
+        engine = Engine(Opened("tensorrt", session, (), "model.engine"), trt._shapes.image)
         opened.append(Simulated(engine, session, device, trt))
         return opened[-1]
 

@@ -137,6 +137,7 @@ class IExecutionContext:
             check()
             if user_managed and device.read(activations, (1,))[0] != mark:
                 raise SimulatorError("two executions used the same activation memory at the same time")
+            device.execute(shapes["images"][0])
             outputs = engine._compute(device.read(addresses["images"], shapes["images"]))
             for output, name in zip(outputs, engine._shapes.outputs, strict=True):
                 device.write(addresses[name], np.ascontiguousarray(output))

@@ -2,7 +2,7 @@
 
 Device memory is NaN until written, copies read and write host memory when they execute and not when they are asked
 for, memory that was freed is gone, and captured work is recorded, not executed. What code has not waited for, it gets
-wrong here.
+wrong here. Its clock advances by what executes, one thing at a time: a GPU that is full.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import numpy as np
 from fastervit_trt.engines.runtime.device import CaptureFailedError
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["Op", "SimDevice", "SimEvent", "SimStream", "SimulatorError"]
+__all__ = ["COPY", "FILL", "Op", "SimDevice", "SimEvent", "SimStream", "SimulatorError"]
 
+# Seconds on the GPU's clock; powers of two, so that sums and differences are exact.
+COPY, FILL = 2.0**-7, 8.0
 _GAP = 4096  # between allocations, so that running over the end of one hits nothing
 
 
@@ -37,8 +39,8 @@ class Op:
 
 
 class SimEvent:
-    def __init__(self, device: SimDevice) -> None:
-        self.device = device
+    def __init__(self, device: SimDevice, timed: bool) -> None:
+        self.device, self.timed, self.at = device, timed, 0.0
         self.recorded = self.completed = 0
         self.freed = False
 
@@ -49,6 +51,7 @@ class SimEvent:
 
         def complete() -> None:
             self.completed = max(self.completed, version)
+            self.at = self.device.clock
 
         stream.push(Op(complete))
 
@@ -56,6 +59,13 @@ class SimEvent:
         self.device.use(self)
         version = self.recorded
         self.device.run_until(lambda: self.completed >= version)
+
+    def seconds_till(self, later: SimEvent) -> float:
+        for event in (self, later):
+            self.device.use(event)
+            if not event.timed or not event.recorded or event.completed < event.recorded:
+                raise SimulatorError("asked for the time of an event that has none, or none yet")
+        return later.at - self.at
 
     def free(self) -> None:
         self.device.let_go(self)
@@ -144,6 +154,11 @@ class SimDevice:
     name: str = "Simulated GPU"
     capability: str = "8.9"
     ordinal: int = 0
+    l2_bytes: int = 1000
+    seconds_per_image: float = 2.0**-4  # of execution, if the cache is not empty
+    clock: float = 0.0
+    cold: bool = False  # whether the cache is empty
+    fills: list[tuple[int, int]] = field(default_factory=list)  # address, size
     depth: int = 0  # of nested ``active``
     memory: dict[int, SimMemory] = field(default_factory=dict)
     adopted: list[tuple[int, np.ndarray]] = field(default_factory=list)
@@ -188,18 +203,38 @@ class SimDevice:
         self.streams[stream.handle] = stream
         return stream
 
-    def event(self) -> SimEvent:
-        return self._new(SimEvent(self))
+    def event(self, *, timed: bool = False) -> SimEvent:
+        return self._new(SimEvent(self, timed))
+
+    def fill(self, address: int, size: int, stream: SimStream) -> None:
+        def write() -> None:
+            self._view(address, size)[:] = 0
+            self.fills.append((address, size))
+            self.clock += FILL
+            self.cold = True
+
+        stream.push(Op(write))
+
+    def execute(self, images: int) -> None:
+        """Let the time of an execution pass; from an empty cache it takes twice as long."""
+        self.clock += images * self.seconds_per_image * (2 if self.cold else 1)
+        self.cold = False
 
     def copy_in(self, address: int, source: np.ndarray, stream: SimStream) -> None:
         self._page_locked(source)
-        stream.push(Op(lambda: self.write(address, source)))
+
+        def copy() -> None:
+            self.write(address, source)
+            self.clock += COPY
+
+        stream.push(Op(copy))
 
     def copy_out(self, target: np.ndarray, address: int, stream: SimStream) -> None:
         self._page_locked(target)
 
         def copy() -> None:
             target[...] = self.read(address, target.shape)
+            self.clock += COPY
 
         stream.push(Op(copy))
 

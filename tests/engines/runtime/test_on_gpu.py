@@ -136,6 +136,26 @@ def test_memory_is_given_back(built: tuple[Path, str]) -> None:
     assert free[-1] >= free[1] - (16 << 20)  # the first load also brings libraries that stay
 
 
+@pytest.mark.parametrize(("streams", "cuda_graph"), [(1, True), (1, False), (2, True)])
+@pytest.mark.parametrize("transfers", [False, True])
+def test_what_is_timed_is_what_the_engine_computes(
+    built: tuple[Path, str], engine: Engine, streams: int, cuda_graph: bool, transfers: bool
+) -> None:
+    folder, backend = built
+    images = images_of(8)
+    with Engine.load(folder, backend=backend, trust=True, streams=streams, cuda_graph=cuda_graph) as other:
+        timed = other.timed(images, transfers=transfers)
+        times = timed.latency(20) + timed.throughput(20)
+        assert len(times) == 40
+        assert all(seconds > 0 for seconds in times)
+        for (logits,) in timed.results():
+            assert alike(logits, engine(images)[0], folder, backend)
+        timed.close()
+        if streams == 1:
+            cold = other.timed(images, cold_cache=True)
+            assert all(seconds > 0 for seconds in cold.latency(5) + cold.throughput(5))
+
+
 def test_onnx_runtimes_cuda_provider_is_behind_the_same_interface(exports: Path) -> None:
     try:
         engine = Engine.load(exports / "fp16", backend="ort-cuda")
@@ -147,3 +167,7 @@ def test_onnx_runtimes_cuda_provider_is_behind_the_same_interface(exports: Path)
     assert np.abs(logits - Engine.load(exports / "fp16", backend="ort-cpu")(images)[0]).max() <= budget
     (on_gpu,) = engine(torch.from_numpy(images).cuda())
     assert np.array_equal(on_gpu.cpu().numpy(), logits)
+    for transfers in (False, True):
+        timed = engine.timed(images[:8], transfers=transfers)
+        assert all(seconds > 0 for seconds in timed.latency(5) + timed.throughput(5))
+        assert np.abs(timed.results()[0][0] - logits[:8]).max() <= budget

@@ -27,6 +27,7 @@ class FakeCuda:
     class MemoryError(Error): ...
 
     event_flags = SimpleNamespace(DISABLE_TIMING=2)
+    device_attribute = SimpleNamespace(L2_CACHE_SIZE="L2_CACHE_SIZE")
 
     def __init__(self, count: int = 1) -> None:
         self.log: list[tuple[Any, ...]] = []
@@ -49,6 +50,9 @@ class FakeCuda:
             def compute_capability(self) -> tuple[int, int]:
                 return 8, 9
 
+            def get_attribute(self, attribute: str) -> int:
+                return {"L2_CACHE_SIZE": 50 << 20}[attribute]
+
             def retain_primary_context(self) -> Any:
                 cuda.retained += 1
                 return SimpleNamespace(push=cuda._push, pop=cuda._pop)
@@ -67,7 +71,11 @@ class FakeCuda:
 
     def Event(self, flags: int = 0) -> Any:  # noqa: N802
         calls = {name: self._method(f"event.{name}") for name in ("record", "synchronize")}
-        return self._called("Event", flags, result=SimpleNamespace(**calls))
+        time_till = lambda later: self._called("event.time_till", result=1.5)  # noqa: E731
+        return self._called("Event", flags, result=SimpleNamespace(time_till=time_till, **calls))
+
+    def memset_d8_async(self, dest: int, data: int, size: int, stream: Any = None) -> None:
+        self._called("memset", dest, data, size, stream.handle)
 
     def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: Any = None) -> None:
         assert src.flags.c_contiguous
@@ -151,6 +159,18 @@ def test_every_call_happens_in_the_primary_context_which_is_left_as_it_was() -> 
     ]
     PycudaDevice(cuda, 0)
     assert cuda.retained == 1
+
+
+def test_times_are_in_seconds_and_of_events_that_keep_them() -> None:
+    cuda = FakeCuda()
+    device = device_on(cuda)
+    assert device.l2_bytes == 50 << 20
+    with device.active():
+        start, end, stream = device.event(timed=True), device.event(timed=True), device.stream()
+        device.fill(0x7F00, 64, stream)
+        assert start.seconds_till(end) == pytest.approx(1.5e-3)
+    assert cuda.log[:2] == [("Event", 0), ("Event", 0)]
+    assert ("memset", 0x7F00, 0, 64, 0x51) in cuda.log
 
 
 def test_failures_of_cuda_become_one_line_and_the_context_is_given_back() -> None:

@@ -1,0 +1,1 @@
+"""Two runs in: what differs beyond chance, and what fell behind a baseline."""

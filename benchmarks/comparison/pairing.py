@@ -1,0 +1,142 @@
+"""Records of two runs in; the pairs that measured the same thing out, and how each pair tells its time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from fastervit_trt.benchmarks.records import Record
+from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.errors import FasterViTError
+
+__all__ = ["SPEEDS", "Pair", "Pairing", "Place", "Speed", "describe", "pair_records", "place_of", "same_images"]
+
+Place = tuple[str, int | None]  # device; threads, where it is a CPU
+Range = tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One of the two speeds of a row, seen as time, so that less is better for both."""
+
+    name: str
+    unit: str
+    rising: bool  # more of what is shown is better
+    samples: Callable[[Record], Sequence[Sequence[float]]]  # seconds per batch, by round
+    shown: Callable[[BenchmarkRow], float | None]  # the median, in the unit
+    times: Callable[[BenchmarkRow], Range]  # 20th, 50th, 80th percentile of time, in any unit
+
+    def spoken(self, value: float) -> str:
+        """A value with four digits or all before the point, and its unit."""
+        return f"{value:.0f} {self.unit}" if value >= 1000 else f"{value:.4g} {self.unit}"
+
+
+SPEEDS = (
+    Speed(
+        "throughput",
+        "img/s",
+        True,
+        lambda record: record.throughput_s,
+        lambda row: row.throughput_img_per_s,
+        lambda row: (
+            _inverse(row.throughput_p80_img_per_s),
+            _inverse(row.throughput_img_per_s),
+            _inverse(row.throughput_p20_img_per_s),
+        ),
+    ),
+    Speed(
+        "latency",
+        "ms",
+        False,
+        lambda record: record.latency_s,
+        lambda row: row.latency_p50_ms,
+        lambda row: (row.latency_p20_ms, row.latency_p50_ms, row.latency_p80_ms),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same condition in two runs."""
+
+    before: Record
+    after: Record
+
+    @property
+    def same_place(self) -> bool:
+        return place_of(self.before.row) == place_of(self.after.row)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs in the order of the first run, and what is in one run only."""
+
+    pairs: tuple[Pair, ...]
+    only_before: tuple[Record, ...]
+    only_after: tuple[Record, ...]
+
+
+def pair_records(before: Sequence[Record], after: Sequence[Record]) -> Pairing:
+    """Pair by condition, on the same device where both runs have it, else on whichever one device each has.
+
+    Raises:
+        FasterViTError: a run measured a condition twice on one device.
+    """
+    first, second = _by_condition(before), _by_condition(after)
+    pairs: list[Pair] = []
+    left: tuple[list[Record], list[Record]] = [], []
+    for condition in dict.fromkeys((*first, *second)):
+        places = first.get(condition, {}), second.get(condition, {})
+        common = [place for place in places[0] if place in places[1]]
+        pairs += [Pair(places[0].pop(place), places[1].pop(place)) for place in common]
+        if len(places[0]) == len(places[1]) == 1:
+            pairs.append(Pair(*(record for side in places for record in side.values())))
+        else:
+            for side, records in zip(left, places, strict=True):
+                side += records.values()
+    return Pairing(tuple(pairs), tuple(left[0]), tuple(left[1]))
+
+
+def _by_condition(records: Iterable[Record]) -> dict[object, dict[Place, Record]]:
+    found: dict[object, dict[Place, Record]] = defaultdict(dict)
+    for record in records:
+        places, place = found[record.row.condition], place_of(record.row)
+        places[place] = _joined(places[place], record) if place in places else record
+    return found
+
+
+def _joined(first: Record, second: Record) -> Record:
+    """One record of two that hold latency and throughput apart, as rows of schema 1 at batch 1 do."""
+    times = (first.row.latency_p50_ms, second.row.throughput_img_per_s)
+    others = (first.row.throughput_img_per_s, second.row.latency_p50_ms)
+    if None in times or others != (None, None):
+        raise FasterViTError(
+            f"{describe(first.row)} is there twice on {first.row.device} (in '{first.path}' and '{second.path}'); "
+            "give one run at a time"
+        )
+    names = [field.name for field in fields(BenchmarkRow) if field.name.startswith("throughput")]
+    row = replace(first.row, **{name: getattr(second.row, name) for name in names})
+    return replace(first, row=row, throughput_s=second.throughput_s)
+
+
+def place_of(row: BenchmarkRow) -> Place:
+    """Where it ran, as far as times of it can be compared; another number of threads is another CPU."""
+    return row.device, row.threads if row.device_kind == "cpu" else None
+
+
+def describe(row: BenchmarkRow) -> str:
+    """A row's condition in words: ``faster_vit_0_224 fp16, tensorrt, 224x224, batch 8``."""
+    streams = [f"{row.streams} streams"] if row.streams != 1 else []
+    transfers = ["with transfers"] if row.transfers else []
+    cold = ["cold cache"] if row.cold_cache else []
+    return ", ".join([row.label, row.backend, row.resolution, f"batch {row.batch}", *streams, *transfers, *cold])
+
+
+def same_images(before: BenchmarkRow, after: BenchmarkRow) -> bool:
+    """Both were judged on the same images, as far as the rows say."""
+    return (before.dataset, before.dataset_sha256, before.images) == (after.dataset, after.dataset_sha256, after.images)
+
+
+def _inverse(value: float | None) -> float | None:
+    return None if not value else 1 / value

@@ -1,0 +1,92 @@
+"""Cells in, the Markdown for a README out: picture, table, conditions in a line, caveats as footnotes."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from fastervit_trt.benchmarks.pareto import Group
+from fastervit_trt.benchmarks.report.cells import Cell
+from fastervit_trt.benchmarks.report.look import Looks
+from fastervit_trt.benchmarks.report.text import caveats, interval, percent, significant, sqnr
+from fastervit_trt.benchmarks.rows import BenchmarkRow
+
+__all__ = ["render_summary"]
+
+_HEAD = (
+    "model", "precision", "backend", "batch", "top-1 %", "95 % interval", "same top-1 as fp32 PyTorch %", "SQNR dB",
+    "images/s", "p50 / p90 / p99 ms", "on the front",
+)  # fmt: skip
+_STATES = {"front": "yes", "near": "no, within uncertainty", "off": "no", "none": "–"}
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def render_summary(cells: Sequence[Cell], looks: Looks, *, title: str, picture: str | None) -> str:
+    """``picture`` is the file's name beside the summary; None: there is none."""
+    notes: dict[str, int] = {}
+    parts = [f"## {_plain(title)}"]
+    if picture:
+        parts.append(f"![Accuracy against throughput]({picture})")
+    groups: dict[Group, list[Cell]] = {}
+    for cell in cells:
+        if cell.row.measured:
+            groups.setdefault(cell.group, []).append(cell)
+    for group, members in groups.items():
+        if len(groups) > 1:
+            parts.append(f"### {_plain(group.title)}")
+        lines = [_HEAD, ("---",) * len(_HEAD), *(_line(cell, notes) for cell in members)]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(_conditions([cell.row for cell in members]))
+    if not groups:
+        parts.append("No cell was measured.")
+    if notes:
+        parts.append("\n".join(f"{number}. {_plain(note)}" for note, number in notes.items()))
+    if missing := [cell.row for cell in cells if not cell.row.measured]:
+        parts.append("\n".join(["Not measured:", "", *(_missing(row) for row in missing)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cell: Cell, notes: dict[str, int]) -> tuple[str, ...]:
+    row = cell.row
+    said = [f"{fact.term}: {fact.text}" for fact in caveats(row)]
+    marks = ", ".join(str(notes.setdefault(text, len(notes) + 1)) for text in said)
+    tails = " / ".join(significant(ms) for ms in (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms))
+    return (
+        _plain(row.model) + (f" <sup>{marks}</sup>" if marks else ""),
+        _plain(row.precision),
+        _plain(row.backend),
+        str(row.batch) + (f" × {row.streams} streams" if row.streams > 1 else ""),
+        percent(row.top1),
+        interval(row.top1_low, row.top1_high),
+        percent(row.agreement_fp32),
+        sqnr(row),
+        significant(row.throughput_img_per_s),
+        tails if row.latency_p50_ms is not None else "–",
+        _STATES[cell.state("throughput")]
+        + (", if its time holds" if cell.doubt and cell.state("throughput") == "front" else ""),
+    )
+
+
+def _conditions(rows: Sequence[BenchmarkRow]) -> str:
+    """One line that a figure may be quoted with."""
+    row = rows[0]
+    images = f"Top-1 on {row.images} images of {row.dataset}, 95 % Wilson interval; " if row.top1 is not None else ""
+    device = row.device or row.cpu or "unknown device"
+    if row.device_kind == "cpu" and row.threads:
+        device += f" on {row.threads} threads"
+    copies = ", with transfers" if row.transfers else ""
+    cold = ", cold L2 cache" if row.cold_cache else ""
+    clock = f", clock: {row.clock}" if row.clock else ""
+    days = sorted({one.timestamp_utc[:10] for one in rows if one.timestamp_utc})
+    when = f", {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
+    return _plain(f"{images}{device}, batch {row.batch}{copies}{cold}{clock}{when}.")
+
+
+def _missing(row: BenchmarkRow) -> str:
+    return f"- {_plain(f'{row.label} on {row.backend}, batch {row.batch}: {row.status}: {row.reason}')}"
+
+
+def _plain(text: str) -> str:
+    """``text`` on one line, with nothing that Markdown or HTML would take for markup."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -1,0 +1,1 @@
+"""A matrix of exports, backends and batches, measured cell by cell, each in a process of its own."""

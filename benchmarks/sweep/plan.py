@@ -1,0 +1,117 @@
+"""What a sweep is asked for, as data that outlives the process: exports, backends, batches, data, time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastervit_trt.artifacts import Manifest
+from fastervit_trt.benchmarks.backends.runner import Request
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.models.config import parse_resolution
+
+__all__ = ["AUTO", "PLAN_FILE", "Options", "Plan", "WantedExport"]
+
+PLAN_FILE = "plan.json"
+AUTO = "auto"  # the backend that is thought fastest among those that run an export here
+
+
+@dataclass(frozen=True)
+class WantedExport:
+    """An export to be made first: arguments of ``fastervit-export`` beside ``--output``."""
+
+    model: str
+    precision: str  # as rows have it
+    arguments: tuple[str, ...]
+    resolution: str = ""  # H or HxW; the model's own where empty
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "-".join(part for part in (self.model, self.precision, self.resolution) if part)
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """The resolution in pixels.
+
+        Raises:
+            FasterViTError: it is none.
+        """
+        return parse_resolution(self.resolution or None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How every cell is measured."""
+
+    data: str | None = None
+    seconds: float = 5.0  # timed per cell, for latency and throughput each
+    rounds: int = 10  # slices of that time, in which cells take turns
+    attempts: int = 2  # fresh processes until a cell that is not stable is called so
+    threads: int = 1  # of CPU backends
+    transfers: bool = False
+    cold_cache: bool = False
+    cuda_graph: bool = True
+    device: int = 0
+    trust: bool = False
+    machine: str = ""
+    together: int = 8  # cells that are open at the same time, at most
+    silence: float = 900.0  # seconds without a sign of life after which a cell is given up
+
+    def request(self, folder: Path, manifest: Manifest, batch: int, streams: int) -> Request:
+        """What a backend is asked for, of the export in ``folder``."""
+        return Request(
+            folder=folder,
+            manifest=manifest,
+            batch=batch,
+            streams=streams,
+            threads=self.threads,
+            transfers=self.transfers,
+            cold_cache=self.cold_cache,
+            cuda_graph=self.cuda_graph,
+            device=self.device,
+            trust=self.trust,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole sweep; ``exports`` are folders that are there, ``wanted`` those to be made."""
+
+    exports: tuple[str, ...]
+    wanted: tuple[WantedExport, ...]
+    backends: tuple[str, ...]
+    batches: tuple[int, ...]
+    streams: tuple[int, ...]
+    options: Options
+
+    def write(self, folder: Path) -> None:
+        path = folder / PLAN_FILE
+        temporary = path.with_name(f".{PLAN_FILE}")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """The plan of a sweep that was begun in ``folder``.
+
+        Raises:
+            FasterViTError: none was, or its file is damaged.
+        """
+        path = folder / PLAN_FILE
+        if not path.is_file():
+            raise FasterViTError(f"'{folder}' has no sweep to resume: no {PLAN_FILE}; name exports or --model")
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            wanted = [
+                WantedExport(entry["model"], entry["precision"], tuple(entry["arguments"]), entry["resolution"])
+                for entry in content["wanted"]
+            ]
+            known = {field.name for field in fields(Options)}
+            options = Options(**{name: value for name, value in content["options"].items() if name in known})
+            lists = {name: tuple(content[name]) for name in ("exports", "backends", "batches", "streams")}
+            return cls(**lists, wanted=tuple(wanted), options=options)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FasterViTError(f"'{path}' is damaged ({error}); name exports or --model") from error
