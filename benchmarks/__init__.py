@@ -1,1 +1,1 @@
-"""Accuracy and speed of exported files, and the report that shows them."""
+"""Accuracy and speed of exported files on every backend, and the reports that show them."""

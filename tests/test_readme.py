@@ -42,7 +42,18 @@ def test_commands_and_python_run_as_written(
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "plugins/README.md", "engines/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "plugins/README.md",
+        "engines/README.md",
+        "benchmarks/README.md",
+        "benchmarks/published/README.md",
+        "benchmarks/results/README.md",
+    ],
+)
 def test_local_links_lead_somewhere(document: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text())
     missing = [link for link in links if not ((ROOT / document).parent / link).exists()]

@@ -11,6 +11,7 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends.runner import Request
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.config import parse_resolution
+from fastervit_trt.models.datasets import LabelledImages, open_dataset
 
 __all__ = ["AUTO", "PLAN_FILE", "Options", "Plan", "WantedExport"]
 
@@ -47,6 +48,7 @@ class Options:
     """How every cell is measured."""
 
     data: str | None = None
+    max_unreadable: float = 0.01  # share of the images that may be left out because they cannot be read
     seconds: float = 5.0  # timed per cell, for latency and throughput each
     rounds: int = 10  # slices of that time, in which cells take turns
     attempts: int = 2  # fresh processes until a cell that is not stable is called so
@@ -59,6 +61,14 @@ class Options:
     machine: str = ""
     together: int = 8  # cells that are open at the same time, at most
     silence: float = 900.0  # seconds without a sign of life after which a cell is given up
+
+    def dataset(self) -> LabelledImages | None:
+        """The images that accuracy is taken on; None where it is not.
+
+        Raises:
+            FasterViTError: no such data.
+        """
+        return open_dataset(self.data, self.max_unreadable) if self.data else None
 
     def request(self, folder: Path, manifest: Manifest, batch: int, streams: int) -> Request:
         """What a backend is asked for, of the export in ``folder``."""

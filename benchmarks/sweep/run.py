@@ -22,7 +22,7 @@ from fastervit_trt.benchmarks.sweep.outcome import accuracy_of, record_of, unmea
 from fastervit_trt.benchmarks.sweep.plan import Plan, WantedExport
 from fastervit_trt.console import step
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.models.datasets import LabelledImages, open_dataset
+from fastervit_trt.models.datasets import LabelledImages
 from fastervit_trt.models.factory import get_variant
 
 __all__ = ["Forecast", "forecast", "run_sweep"]
@@ -95,7 +95,7 @@ def run_sweep(
 def _checked(plan: Plan) -> tuple[list[Subject], LabelledImages | None]:
     """What is there from the start, before anything is written."""
     check_backends(plan.backends)
-    data = open_dataset(plan.options.data) if plan.options.data else None
+    data = plan.options.dataset()
     with step(f"checking {len(plan.exports)} exports"):
         subjects = [open_subject(Path(path)) for path in dict.fromkeys(plan.exports)]
     for subject in subjects:

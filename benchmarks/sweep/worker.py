@@ -26,7 +26,7 @@ from fastervit_trt.benchmarks.timing import calls_for, warm_up
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import cache_folder
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.datasets import LabelledImages, open_dataset
+from fastervit_trt.models.datasets import LabelledImages
 
 __all__ = ["main"]
 
@@ -103,7 +103,7 @@ def _take_turns(job: Job, runner: Runner, laps: Mapping[str, Lap], telemetry: Te
 
 def _manifest_and_data(job: Job) -> tuple[Manifest, LabelledImages | None]:
     manifest = Manifest.read(Path(job.cell.folder))
-    return manifest, open_dataset(job.options.data) if job.options.data else None
+    return manifest, job.options.dataset()
 
 
 def _accuracy(job: Job, manifest: Manifest, data: LabelledImages, runner: Runner, channel: Channel) -> dict[str, Any]:

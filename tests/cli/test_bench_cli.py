@@ -225,6 +225,31 @@ def test_without_the_checkpoint_agreement_is_missing_and_says_why(
     assert "gone.pth' does not exist" in row["note"]
 
 
+def test_pictures_that_cannot_be_read_are_named_and_tolerated_below_a_limit(
+    command: Command, exports: Path, tmp_path: Path
+) -> None:
+    from fastervit_trt.models.digits.data import load_digits_split
+
+    images, labels = load_digits_split("held_out")
+    for i in range(60):
+        (tmp_path / "data" / f"digit{labels[i]}").mkdir(parents=True, exist_ok=True)
+        images[i].save(tmp_path / "data" / f"digit{labels[i]}" / f"{i}.png")
+    for name in ("bad.png", "worse.png"):
+        (tmp_path / "data" / "digit0" / name).write_bytes(b"no picture")
+    arguments = (exports / "fp32", "--data", tmp_path / "data", "--batch", 8, *QUICK, "--output", tmp_path / "r")
+    refused = command("fastervit-bench", *arguments)
+    assert refused.code == 2
+    assert "none of 1 cells could be measured" in refused.error
+    assert "bad.png" in refused.error
+    done = command("fastervit-bench", *arguments, "--max-unreadable", "5%", "--overwrite")
+    assert done.code == 0, done.err
+    (row,) = rows_of(tmp_path / "r")
+    assert (row["images"], row["unreadable_images"]) == (60, 2)
+    assert row["top1"] > 0.85
+    assert row["agreement_fp32"] == 1.0
+    assert "2 images could not be read (bad.png, worse.png)" in row["note"]
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(
     command: Command, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +274,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((fine, "--batch", "1,x"), "--batch '1,x' is no list of numbers"),
         ((fine, "--output", tampered), "holds no rows.json, so it is not replaced"),
         ((), "name export folders, or models with --model"),
+        ((fine, "--max-unreadable", "lots"), "--max-unreadable"),
         (("--resume",), "no sweep to resume"),
         (("--model", "faster_vit_9"), "faster_vit_9"),
         (("--model", "faster_vit_0_224"), "--checkpoint FILE, --pretrained or --random-init"),

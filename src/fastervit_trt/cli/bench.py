@@ -19,7 +19,7 @@ from fastervit_trt.benchmarks.report import DEFAULT_TITLE
 from fastervit_trt.benchmarks.sweep.estimate import spoken
 from fastervit_trt.benchmarks.sweep.plan import AUTO, Options, Plan, WantedExport
 from fastervit_trt.benchmarks.sweep.run import Forecast, forecast
-from fastervit_trt.cli.bench_reports import check_command, compare_command
+from fastervit_trt.cli.bench_reports import check_command, compare_command, parse_share
 from fastervit_trt.cli.printing import print_rows
 from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.errors import FasterViTError
@@ -63,6 +63,9 @@ def measure_command(
         str | None,
         typer.Option(help="digits, or a folder with one sub-folder of images per class; speed only without."),
     ] = None,
+    max_unreadable: Annotated[
+        str, typer.Option(help="Share of the images that may be left out because they cannot be read (1% or 0.01).")
+    ] = "1%",
     seconds: Annotated[float, typer.Option(min=0.1, help="Timed per cell, for latency and throughput each.")] = 5.0,
     rounds: Annotated[int, typer.Option(min=2, help="Slices of that time, in which cells take turns.")] = 10,
     attempts: Annotated[
@@ -106,6 +109,7 @@ def measure_command(
             streams=_numbers(streams, "--streams"),
             options=Options(
                 data=data,
+                max_unreadable=parse_share(max_unreadable, "--max-unreadable"),
                 seconds=seconds,
                 rounds=rounds,
                 attempts=attempts,

@@ -63,8 +63,8 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
     """The result table, most accurate first, and what there is to say about single rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "precision", "backend"):
-        table.add_column(column)
-    for column in ("batch", "top-1 %", "95 % interval", "= fp32 %", "img/s", "p50 ms", "p90", "p99"):
+        table.add_column(column, no_wrap=True)
+    for column in ("batch", "top-1 %", "95 % interval", "= fp32 %", "img/s", "p50 ms", "p99"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("front")
     measured = [standing for standing in standings(rows) if standing.row.measured]
@@ -72,7 +72,7 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         row = standing.row
         streams = f" x{row.streams}" if row.streams > 1 else ""
         speed = "(emulated)" if not row.speed_is_meaningful else _number(row.throughput_img_per_s)
-        times = (_number(t) for t in (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms))
+        times = (_number(t) for t in (row.latency_p50_ms, row.latency_p99_ms))
         interval = "" if row.top1_low is None else f"{100 * row.top1_low:.1f}-{100 * (row.top1_high or 0):.1f}"
         accuracy = (_percent(row.top1), interval, _percent(row.agreement_fp32))
         where = _front(standing)
@@ -92,10 +92,10 @@ def _accurate_and_fast_first(standing: Standing) -> tuple[int, float, float]:
 
 def _front(standing: Standing) -> str:
     if standing.on_front is None:
-        return "not compared"
+        return "–"  # not compared
     if standing.on_front:
         return "yes"
-    return "dominated" if standing.clearly else "dominated, within uncertainty"
+    return "no" if standing.clearly else "unsure"  # dominated, but within uncertainty
 
 
 def _percent(share: float | None) -> str:
