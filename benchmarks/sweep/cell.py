@@ -49,8 +49,9 @@ def cell_of(
     folder: Path, manifest: Manifest, backend: str, batch: int, streams: int, options: Options, dataset_sha256: str
 ) -> Cell:
     """The cell of an export that is there."""
-    listed = (engine.get("file") for engine in manifest.engines)
-    names = [GRAPH_FILE, *sorted(name for name in listed if name in manifest.files)]
+    listed = (engine.get("file") for engine in manifest.engines if engine.get("runtime") == backend)
+    graph = (name for name in manifest.files if name.startswith(GRAPH_FILE))  # and its external data
+    names = [*sorted(graph), *sorted(name for name in listed if name in manifest.files)]
     hashes = [manifest.files[name]["sha256"] for name in names]
     identity = [hashes, manifest.weights, manifest.preprocessing, dataset_sha256]
     resolution = "x".join(map(str, manifest.resolution))

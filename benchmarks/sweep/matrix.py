@@ -34,6 +34,7 @@ class Candidate:
     cell: Cell
     subject: Subject
     why_not: str
+    failed: bool = False  # what it needs could not be made; else it was not to be had from the start
 
 
 def check_backends(names: Sequence[str]) -> None:

@@ -21,12 +21,16 @@ AUTO = "auto"  # the backend that is thought fastest among those that run an exp
 
 @dataclass(frozen=True)
 class WantedExport:
-    """An export to be made first: arguments of ``fastervit-export`` beside ``--output``."""
+    """An export to be made first: arguments of ``fastervit-export`` beside ``--output``.
+
+    ``engines`` are added to it: backends that need one, with arguments of ``fastervit-engine build`` beside the folder.
+    """
 
     model: str
     precision: str  # as rows have it
     arguments: tuple[str, ...]
     resolution: str = ""  # H or HxW; the model's own where empty
+    engines: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def name(self) -> str:
@@ -116,7 +120,13 @@ class Plan:
         try:
             content: dict[str, Any] = json.loads(path.read_text())
             wanted = [
-                WantedExport(entry["model"], entry["precision"], tuple(entry["arguments"]), entry["resolution"])
+                WantedExport(
+                    entry["model"],
+                    entry["precision"],
+                    tuple(entry["arguments"]),
+                    entry["resolution"],
+                    tuple((backend, tuple(arguments)) for backend, arguments in entry["engines"]),
+                )
                 for entry in content["wanted"]
             ]
             known = {field.name for field in fields(Options)}

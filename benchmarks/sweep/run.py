@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from fastervit_trt.benchmarks.slower import explain_slow_rows
 from fastervit_trt.benchmarks.sweep.cell import Cell, cell_of_wanted
 from fastervit_trt.benchmarks.sweep.display import sweep_display
 from fastervit_trt.benchmarks.sweep.estimate import EXPORT_SECONDS, Size, cell_seconds
-from fastervit_trt.benchmarks.sweep.exporting import made_export
+from fastervit_trt.benchmarks.sweep.exporting import add_engines, made_export
 from fastervit_trt.benchmarks.sweep.folder import SweepFolder, open_folder
 from fastervit_trt.benchmarks.sweep.group import Accuracies, measure_group
 from fastervit_trt.benchmarks.sweep.grouping import groups_of
@@ -78,8 +78,8 @@ def run_sweep(
         plan.write(folder.path)
         if retry:
             folder.forget_unsettled()
-        made, failed = _made_exports(plan, folder, data)
-        found = [*_candidates([*subjects, *made], plan, data)]
+        made, failed, engineless = _made_exports(plan, folder, data)
+        found = [_without_engine(c, engineless) for c in _candidates([*subjects, *made], plan, data)]
         for cell, reason in failed:
             folder.keep(cell, unmeasured(cell, plan.options, "failed", reason))
         try:
@@ -109,15 +109,20 @@ def _checked(plan: Plan) -> tuple[list[Subject], LabelledImages | None]:
 
 def _made_exports(
     plan: Plan, folder: SweepFolder, data: LabelledImages | None
-) -> tuple[list[Subject], list[tuple[Cell, str]]]:
-    """The exports that are wanted, and the cells of those that could not be made."""
+) -> tuple[list[Subject], list[tuple[Cell, str]], dict[tuple[str, str], str]]:
+    """Exports that are wanted, the cells of those that could not be made, and why engines could not, by artifact."""
     made: list[Subject] = []
     failed: list[tuple[Cell, str]] = []
+    engineless: dict[tuple[str, str], str] = {}
     for wanted in plan.wanted:
         path = folder.exports / wanted.name
         try:
             with step(f"export {wanted.name}"):
-                subject = made_export(wanted, path, folder.logs / f"export-{wanted.name}.txt")
+                log = folder.logs / f"export-{wanted.name}.txt"
+                subject = made_export(wanted, path, log)
+                for backend, reason in add_engines(wanted, path, log).items():
+                    engineless[str(subject.folder), backend] = reason
+                subject = open_subject(path)  # with its engines
             if data is not None:
                 check_dataset(subject.manifest, data)
             made.append(subject)
@@ -126,7 +131,12 @@ def _made_exports(
         else:
             for cell in _cells_of_wanted(wanted, path, plan):  # of an earlier attempt
                 folder.forget(cell)
-    return made, failed
+    return made, failed, engineless
+
+
+def _without_engine(candidate: Candidate, engineless: Mapping[tuple[str, str], str]) -> Candidate:
+    reason = engineless.get(candidate.cell.artifact)
+    return candidate if reason is None else replace(candidate, why_not=reason, failed=True)
 
 
 def _cells_of_wanted(wanted: WantedExport, path: Path, plan: Plan) -> list[Cell]:

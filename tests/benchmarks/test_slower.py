@@ -16,6 +16,8 @@ from tests.conftest import Finished
 
 MODEL = "faster_vit_digits_s"
 
+QUICK = ("--batch", 8, "--seconds", 0.1, "--rounds", 2, "--attempts", 1)
+
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -80,7 +82,7 @@ def test_products_in_8_bits_are_those_that_the_runtime_runs(exports: Path, int8:
 
 def test_the_report_shows_reasons(command: Callable[..., Finished], exports: Path, int8: dict[str, Path]) -> None:
     output = int8["gpu"].parent / "report"
-    done = command("fastervit-bench", exports / "fp32", int8["gpu"], "--seconds", 0.1, "--output", output)
+    done = command("fastervit-bench", exports / "fp32", int8["gpu"], *QUICK, "--output", output)
     assert done.code == 0, done.err
     page = (output / "report.html").read_text()
     assert "Where 8 bits do not pay, and why" in page

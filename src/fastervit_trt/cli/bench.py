@@ -17,6 +17,7 @@ from fastervit_trt.benchmarks.backends import BACKENDS
 from fastervit_trt.benchmarks.bench import DEFAULT_OUTPUT, measure_and_report, merge_reports
 from fastervit_trt.benchmarks.report import DEFAULT_TITLE
 from fastervit_trt.benchmarks.sweep.estimate import spoken
+from fastervit_trt.benchmarks.sweep.exporting import wanted_engines
 from fastervit_trt.benchmarks.sweep.plan import AUTO, Options, Plan, WantedExport
 from fastervit_trt.benchmarks.sweep.run import Forecast, forecast
 from fastervit_trt.cli.bench_reports import check_command, compare_command, parse_share
@@ -35,7 +36,6 @@ app = command_app(
 _MEASURE = "measure"
 _CPU_FORM = "int8-cpu"  # as rows name int8 in the form for ONNX Runtime's CPU provider
 _FLOATS = ("fp32", "fp16", "bf16")
-_ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
 
 
 @app.command(_MEASURE)
@@ -103,7 +103,9 @@ def measure_command(
         weights = _weights(checkpoint, pretrained, random_init)
         plan = Plan(
             exports=tuple(str(path.absolute()) for path in exports or ()),
-            wanted=_wanted(model, precision, resolution, weights, calibration_data, batches, backends),
+            wanted=_wanted(
+                model, precision, resolution, weights, calibration_data, batches, wanted_engines(backends, device)
+            ),
             backends=backends,
             batches=batches,
             streams=_numbers(streams, "--streams"),
@@ -159,7 +161,7 @@ def _wanted(
     weights: Sequence[str],
     calibration_data: str | None,
     batches: Sequence[int],
-    backends: Sequence[str],
+    engines: tuple[tuple[str, tuple[str, ...]], ...],
 ) -> tuple[WantedExport, ...]:
     """The exports that --model and --precision ask for, as arguments of ``fastervit-export``."""
     if models is None:
@@ -171,8 +173,7 @@ def _wanted(
         raise FasterViTError("say whose weights --model is to have: --checkpoint FILE, --pretrained or --random-init")
     if weights and weights[0] == "--checkpoint" and len(names) > 1:
         raise FasterViTError("--checkpoint goes with one --model")
-    runtime = "auto" if any(name in (*_ENGINE_BACKENDS, AUTO) for name in backends) else "none"
-    common = [*(weights or ["--pretrained"]), "--runtime", runtime]
+    common = [*(weights or ["--pretrained"]), "--runtime", "none"]
     common += ["--batch", str(batches[0]) if len(batches) == 1 else f"{min(batches)}:{max(batches)}:{max(batches)}"]
     found = []
     for name in names:
@@ -180,7 +181,7 @@ def _wanted(
             for kind in _names(precisions, None):
                 arguments = ["--model", name, *_precision_arguments(kind, calibration_data), *common]
                 arguments += ["--resolution", size] if size else []
-                found.append(WantedExport(name, kind, tuple(arguments), size or ""))
+                found.append(WantedExport(name, kind, tuple(arguments), size or "", engines))
                 ModelSpec(
                     name, resolution=found[-1].sides
                 ).config()  # what is impossible is said before anything begins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,11 +79,17 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         where = _front(standing)
         table.add_row(row.model, row.precision, row.backend, f"{row.batch}{streams}", *accuracy, speed, *times, where)
     console.print(table)
+    for (status, backend, reason), count in _unmeasured(rows).items():
+        say(f"{status} on {backend}, {count} cell{'s' if count > 1 else ''}: {reason}")
     for row in rows:
-        name = f"{row.label} on {row.backend} at batch {row.batch}"
-        for text in (f"{row.status}: {row.reason}" if row.reason else "", row.flags, row.slower_because):
+        reason = row.reason if row.measured else ""
+        for text in (f"{row.status}: {reason}" if reason else "", row.flags, row.slower_because):
             if text:
-                say(f"{name}: {text}")
+                say(f"{row.label} on {row.backend} at batch {row.batch}: {text}")
+
+
+def _unmeasured(rows: Sequence[BenchmarkRow]) -> Counter[tuple[str, str, str]]:
+    return Counter((row.status, row.backend, row.reason) for row in rows if not row.measured)
 
 
 def _accurate_and_fast_first(standing: Standing) -> tuple[int, float, float]:

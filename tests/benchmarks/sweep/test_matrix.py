@@ -66,6 +66,11 @@ def test_a_cell_is_another_when_artifact_data_or_condition_is(subjects: list[Sub
         key(data="other"),
     ]
     assert len({key(), *others}) == 6
+    # An engine is another artifact for the backend that runs it, and for no other.
+    without = replace(manifest, engines=[])
+    assert key() == key(without)
+    of_engine = (cell_of(folder, m, "tensorrt-rtx", 8, 1, options, "d").key for m in (manifest, without))
+    assert len(set(of_engine)) == 2
     # How many are open at once, and whether strangers' engines are run, does not change what is measured.
     assert key() == key(o=replace(options, together=1, silence=5.0, trust=True))
 
