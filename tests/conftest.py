@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+# Of fastervit-bench where times do not matter: few slices, no second process for what is unstable.
+QUICK_BENCH = ("--seconds", 0.1, "--rounds", 2, "--attempts", 1)
 
 
 @dataclass(frozen=True)

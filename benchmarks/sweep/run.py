@@ -20,7 +20,7 @@ from fastervit_trt.benchmarks.sweep.grouping import groups_of
 from fastervit_trt.benchmarks.sweep.matrix import Candidate, Subject, candidates, check_backends, open_subject
 from fastervit_trt.benchmarks.sweep.outcome import accuracy_of, record_of, unmeasured
 from fastervit_trt.benchmarks.sweep.plan import Plan, WantedExport
-from fastervit_trt.console import step
+from fastervit_trt.console import step, warn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.datasets import LabelledImages
 from fastervit_trt.models.factory import get_variant
@@ -85,6 +85,10 @@ def run_sweep(
         try:
             known = _known_accuracies(found, folder)
             _measure([c for c in found if not folder.has(c.cell)], plan, data, folder, known)
+        except KeyboardInterrupt:
+            done = sum(folder.has(c.cell) for c in found)
+            warn(f"{done} of {len(found)} cells are there; fastervit-bench --resume --output {output} goes on")
+            raise
         finally:
             folder.write_rows(folder.records())
         records = _explained(found, folder)

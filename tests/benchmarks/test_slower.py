@@ -12,11 +12,9 @@ from fastervit_trt.benchmarks.rows import BenchmarkRow
 from fastervit_trt.benchmarks.slower import explain_slow_rows, products_on_cpu
 from fastervit_trt.engines.rtx import rtx_unavailable_reason
 from tests.benchmarks.example_rows import row
-from tests.conftest import Finished
+from tests.conftest import QUICK_BENCH, Finished
 
 MODEL = "faster_vit_digits_s"
-
-QUICK = ("--batch", 8, "--seconds", 0.1, "--rounds", 2, "--attempts", 1)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def test_products_in_8_bits_are_those_that_the_runtime_runs(exports: Path, int8:
 
 def test_the_report_shows_reasons(command: Callable[..., Finished], exports: Path, int8: dict[str, Path]) -> None:
     output = int8["gpu"].parent / "report"
-    done = command("fastervit-bench", exports / "fp32", int8["gpu"], *QUICK, "--output", output)
+    done = command("fastervit-bench", exports / "fp32", int8["gpu"], "--batch", 8, *QUICK_BENCH, "--output", output)
     assert done.code == 0, done.err
     page = (output / "report.html").read_text()
     assert "Where 8 bits do not pay, and why" in page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import Finished
+from tests.conftest import QUICK_BENCH, Finished
 
 Command = Callable[..., Finished]
-QUICK = ("--seconds", 0.2, "--rounds", 2, "--attempts", 1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def sweep(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "digits",
     ]
     with pytest.raises(SystemExit) as stop:
-        bench.main([str(a) for a in (*arguments, *QUICK, "--machine", "bench-1", "--output", output)])
+        bench.main([str(a) for a in (*arguments, *QUICK_BENCH, "--machine", "bench-1", "--output", output)])
     assert stop.value.code == 0
     return output
 
@@ -139,22 +138,32 @@ def test_resume_repeats_nothing_and_measures_what_is_missing(command: Command, s
     assert again["row"]["top1"] == measured(sweep)["fp32", 8]["top1"]
 
 
-def test_a_killed_sweep_loses_no_cell(exports: Path, tmp_path: Path, command: Command) -> None:
-    output = tmp_path / "killed"
-    arguments = [exports / "fp32", "--batch", "1,2", *QUICK, "--together", 1, "--output", output]
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_ended_sweep_loses_no_cell_and_leaves_no_process(
+    exports: Path, tmp_path: Path, command: Command, how: signal.Signals
+) -> None:
+    output = tmp_path / "ended"
+    arguments = [exports / "fp32", "--batch", "1,2", *QUICK_BENCH, "--together", 1, "--output", output]
     process = subprocess.Popen(
         [sys.executable, "-m", "fastervit_trt.cli.bench", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
     end = time.monotonic() + 120
-    while not list(output.glob("cells/*.json")):
+    while not (list(output.glob("cells/*.json")) and (children := psutil.Process(process.pid).children())):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"1 of 2 cells are there; fastervit-bench --resume --output {output} goes on" in said
+        assert len(rows_of(output)) == 1
     kept = {path.name: path.read_bytes() for path in (output / "cells").iterdir() if path.suffix == ".json"}
     assert len(kept) == 1
     done = command("fastervit-bench", "--resume", "--output", output)
@@ -178,7 +187,7 @@ def test_models_are_exported_first_and_failures_are_rows(command: Command, tmp_p
     assert dry.code == 0, dry.err
     assert "2 cells, about" in dry.out
     assert not output.exists()
-    done = command("fastervit-bench", *wanted, *QUICK)
+    done = command("fastervit-bench", *wanted, *QUICK_BENCH)
     assert done.code == 0, done.err
     made, failed = rows_of(output)
     assert (made["precision"], made["status"], made["export"]) == ("fp32", "ok", "faster_vit_digits_s-fp32") or made[
@@ -217,7 +226,9 @@ def test_without_the_checkpoint_agreement_is_missing_and_says_why(
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["weights"] = {"kind": "checkpoint", "path": str(tmp_path / "gone.pth"), "sha256": "0" * 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    done = command("fastervit-bench", folder, "--data", "digits", "--batch", 8, *QUICK, "--output", tmp_path / "r")
+    done = command(
+        "fastervit-bench", folder, "--data", "digits", "--batch", 8, *QUICK_BENCH, "--output", tmp_path / "r"
+    )
     assert done.code == 0, done.err
     (row,) = rows_of(tmp_path / "r")
     assert (row["agreement_fp32"], row["sqnr_db"]) == (None, None)
@@ -236,7 +247,7 @@ def test_pictures_that_cannot_be_read_are_named_and_tolerated_below_a_limit(
         images[i].save(tmp_path / "data" / f"digit{labels[i]}" / f"{i}.png")
     for name in ("bad.png", "worse.png"):
         (tmp_path / "data" / "digit0" / name).write_bytes(b"no picture")
-    arguments = (exports / "fp32", "--data", tmp_path / "data", "--batch", 8, *QUICK, "--output", tmp_path / "r")
+    arguments = (exports / "fp32", "--data", tmp_path / "data", "--batch", 8, *QUICK_BENCH, "--output", tmp_path / "r")
     refused = command("fastervit-bench", *arguments)
     assert refused.code == 2
     assert "none of 1 cells could be measured" in refused.error

@@ -22,7 +22,7 @@ from fastervit_trt.engines.rtx import rtx_unavailable_reason
 from fastervit_trt.models import create_model
 from fastervit_trt.models.config import Variant
 from fastervit_trt.models.variants import VARIANTS
-from tests.conftest import Finished
+from tests.conftest import QUICK_BENCH, Finished
 
 Command = Callable[..., Finished]
 HAS_RTX = rtx_unavailable_reason() is None
@@ -82,7 +82,7 @@ def test_backbone_at_another_resolution_and_its_checkpoint_saved(command: Comman
     assert command("fastervit-export", *again, "--output", tmp_path / "again").code == 0
     graphs = [Manifest.read(tmp_path / name).files["model.onnx"]["sha256"] for name in ("out", "again")]
     assert graphs[0] == graphs[1]
-    speed = command("fastervit-bench", tmp_path / "out", "--seconds", 0.1, "--output", tmp_path / "speed")
+    speed = command("fastervit-bench", tmp_path / "out", *QUICK_BENCH, "--output", tmp_path / "speed")
     assert speed.code == 0, speed.err
     refused = command("fastervit-bench", tmp_path / "out", "--data", "digits", "--output", tmp_path / "accuracy")
     assert "is a backbone without classes" in refused.error

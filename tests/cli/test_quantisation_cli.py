@@ -26,7 +26,7 @@ from fastervit_trt.models import create_model
 from fastervit_trt.models.datasets import open_dataset
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
-from tests.conftest import Finished
+from tests.conftest import QUICK_BENCH, Finished
 
 Command = Callable[..., Finished]
 NAME = "faster_vit_digits_s"
@@ -81,7 +81,8 @@ def test_int8_is_calibrated_judged_and_written_with_its_ranges(command: Command,
     assert f"top-1 {100 * manifest.accuracy['artifact']['top1']:.2f} %" in done.out
     weights = [t for t in onnx.load(output / "model.onnx").graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert len([t for t in weights if len(t.dims) > 1]) == len(quantised["blocks"])
-    bench = command("fastervit-bench", output, "--data", "digits", "--seconds", 0.1, "--output", tmp_path / "report")
+    judged = ("--data", "digits", "--batch", 8, *QUICK_BENCH)
+    bench = command("fastervit-bench", output, *judged, "--output", tmp_path / "report")
     assert bench.code == 0, bench.err
     (row,) = json.loads((tmp_path / "report" / "rows.json").read_text())
     assert row["top1"] == manifest.accuracy["artifact"]["top1"]
