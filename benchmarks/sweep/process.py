@@ -51,6 +51,10 @@ class CellProcess:
         threading.Thread(target=self._listen, daemon=True).start()
         self.send(job.record())
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, command: dict[str, Any]) -> None:
         """One command.
 
@@ -68,12 +72,11 @@ class CellProcess:
         """The next event.
 
         Raises:
-            CellFailedError: the process reports a failure, is gone, or was silent for too long and is ended.
+            CellFailedError: the process reports a failure, is gone, or was silent for too long; :meth:`kill` it.
         """
         try:
             line = self._events.get(timeout=self._silence)
         except queue.Empty:
-            self.kill()
             raise CellFailedError(f"no sign of life for {self._silence:.0f} s") from None
         if line is None:
             raise CellFailedError(self._why_gone())

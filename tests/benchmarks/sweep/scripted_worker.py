@@ -54,12 +54,13 @@ def main() -> None:
     turn = 0
     while channel.receive().get("slice") is not None:
         turn += 1
-        if backend == "dies-in-turn" and turn == 2:
+        if (backend == "dies-in-turn" and turn == 2) or (backend == "dies-again" and not first):
             os.kill(os.getpid(), signal.SIGSEGV)
-        restless = backend == "never-settles" or (backend == "settles-later" and first)
+        restless = backend in ("never-settles", "dies-again") or (backend == "settles-later" and first)
         time_s = 0.02 if restless and turn > 2 else 0.01
+        throughput_s = 0.02 if backend == "drifts-with-streams" and turn > 2 else time_s
         note("slice")
-        channel.send(slice={"latency": [time_s] * 3, "throughput": [time_s] * 3})
+        channel.send(slice={"latency": [time_s] * 3, "throughput": [throughput_s] * 3})
     note("finished")
     channel.send(finished={"other_load": 0.0, "peak_rss_mib": 10})
 

@@ -99,6 +99,13 @@ def test_a_record_that_cannot_be_written_leaves_the_earlier_ones(
         def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
+        def broken(path: Path, target: Path) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", broken)
+            with pytest.raises(OSError, match="Input/output"):
+                folder.keep(CELL, Record(replace(ROW, batch=1)))
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             folder.keep(replace(CELL, key="other"), Record(ROW))

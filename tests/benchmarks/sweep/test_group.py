@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,18 @@ from fastervit_trt.benchmarks.sweep.plan import Options
 
 WORKER = (str(Path(__file__).with_name("scripted_worker.py")),)
 Measure = Callable[..., list[Measurement]]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fastervit_trt.benchmarks.sweep.cell import Cell
+from fastervit_trt.benchmarks.sweep.channel import Job
+from fastervit_trt.benchmarks.sweep.plan import Options
+from fastervit_trt.benchmarks.sweep.process import CellProcess
+cell = Cell("exports/fp16", "tiny", "fp16", "224x224", "hangs", 8, 1, key="hangs")
+process = CellProcess(Job("cell", cell, Options()), Path(sys.argv[1]), 60.0, (sys.argv[2],))
+print(process.pid, flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -85,8 +100,25 @@ def test_a_cell_that_says_nothing_is_given_up_and_ended(measure: Measure) -> Non
 
 
 def test_an_unstable_cell_has_a_second_attempt_in_a_fresh_process(measure: Measure, tmp_path: Path) -> None:
-    steady, later, never = measure("a", "settles-later", "never-settles")
-    assert [(m.attempts, m.stable) for m in (steady, later, never)] == [(1, True), (2, True), (2, False)]
+    found = measure("a", "settles-later", "never-settles", "drifts-with-streams", "dies-again")
+    assert [(m.attempts, m.stable) for m in found] == [(1, True), (2, True), (2, False), (2, False), (2, False)]
+    _, later, _, _, dead = found
+    assert dead.failure == "", "what the first attempt measured remains, unstable as it is"
+    assert len(dead.latency_s) == 4
     assert notes(tmp_path).count("settles-later started") == notes(tmp_path).count("never-settles started") == 2
     assert later.latency_s == [[0.01] * 3] * 4, "samples of the first attempt are not mixed in"
     assert notes(tmp_path).count("never-settles accuracy") == 1
+
+
+def test_a_process_ends_itself_when_its_sweep_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slices.txt").touch()
+    monkeypatch.setenv("SLICES", str(tmp_path / "slices.txt"))
+    sweep = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "log.txt"), *WORKER], stdout=subprocess.PIPE)
+    assert sweep.stdout is not None
+    worker = psutil.Process(int(sweep.stdout.readline()))
+    while not notes(tmp_path):  # it has its job, and sleeps over it
+        time.sleep(0.01)
+    sweep.kill()
+    sweep.communicate()
+    _, alive = psutil.wait_procs([worker], timeout=30)
+    assert not alive
