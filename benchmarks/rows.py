@@ -103,7 +103,7 @@ class BenchmarkRow:
     throttle: str = ""  # reasons seen while timed
     energy_mj_per_image: float | None = None
     flags: str = ""  # what casts doubt on the time, "; " between
-    peak_rss_mib: int | None = None
+    peak_rss_mib: int | None = None  # of the cell's process, with PyTorch's where it took the accuracy
     gpu_memory_mib: int | None = None
 
     # versions

@@ -162,7 +162,8 @@ def _relative(own: np.ndarray, reference: np.ndarray | float) -> np.ndarray:
 
 
 def _line(pair: Pair, speed: Speed, reference: Reference, change: _Change) -> str:
-    said = f"{describe(pair.before.row)}: {speed.name} fell by {-100 * change.value:.1f} %{change.interval}"
+    verb = "fell" if speed.name == "throughput" else "worsened"
+    said = f"{describe(pair.before.row)}: {speed.name} {verb} by {-100 * change.value:.1f} %{change.interval}"
     then, now = (speed.spoken(speed.shown(record.row) or 0.0) for record in (pair.before, pair.after))
     if reference.ratio is not None:
         ratio_now = reference.ratio * (1 + change.value)

@@ -12,7 +12,7 @@ import queue
 import sys
 import threading
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fastervit_trt.benchmarks.sweep.cell import Cell
 from fastervit_trt.benchmarks.sweep.plan import Options
@@ -24,9 +24,8 @@ _ORPHANED = 74  # exit code
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is for: ``cell`` measures one, ``reference`` computes the logits that accuracy is judged by."""
+    """What a process is to measure."""
 
-    kind: Literal["cell", "reference"]
     cell: Cell
     options: Options
     has_accuracy: bool = False  # taken by another cell of the same artifact and backend
@@ -36,7 +35,7 @@ class Job:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Job:
-        return cls(record["kind"], Cell(**record["cell"]), Options(**record["options"]), record["has_accuracy"])
+        return cls(Cell(**record["cell"]), Options(**record["options"]), record["has_accuracy"])
 
 
 class Channel:

@@ -94,7 +94,7 @@ def _attempt(
     try:
         for i, cell in enumerate(cells):
             watcher.at(cell, "starting")
-            job = Job("cell", cell, options, has_accuracy=cell.artifact in accuracies)
+            job = Job(cell, options, has_accuracy=cell.artifact in accuracies)
             processes[i] = CellProcess(job, logs / f"{cell.key}.txt", options.silence, worker)
             _while_alive(processes, measured[i], i, lambda p, m: _open(p, m, accuracies, watcher))
         for turn in range(options.rounds):

@@ -13,6 +13,7 @@ from fastervit_trt.export.graph import GRAPH_FILE
 
 __all__ = ["groups_of"]
 
+# Generous: cells of FasterViT-0 (37 and 116 MB) peaked at 218 to 703 MiB (benchmarks/results/faster_vit_0-cpu).
 _PROCESS_BYTES = 700 << 20  # of a cell beside its weights: Python, a runtime, its workspace
 _WEIGHTS_IN_MEMORY = 4  # times the file: read, converted, packed for the kernels, and activations beside them
 _SHARE_OF_MEMORY = 0.6

@@ -44,22 +44,12 @@ def main() -> None:
     channel = Channel()
     job = Job.from_record(channel.receive())
     try:
-        if job.kind == "reference":
-            _compute_reference(job, channel)
-        else:
-            _measure_cell(job, channel)
+        _measure_cell(job, channel)
     except FasterViTError as error:
         channel.send(failed=str(error))
     except Exception as error:  # whatever a backend raises; the row says it, the log has the whole
         traceback.print_exc()
         channel.send(failed=f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _compute_reference(job: Job, channel: Channel) -> None:
-    manifest, data = _manifest_and_data(job)
-    assert data is not None
-    _reference(job, manifest, data, channel)
-    channel.send(done=True)
 
 
 def _measure_cell(job: Job, channel: Channel) -> None:

@@ -29,23 +29,12 @@ from fastervit_trt.engines.runtime import backends, ort_session
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from tests.engines.runtime.simulated_tensorrt import PLAN, Shapes, SimTensorRt
+from tests.engines.runtime.simulated_tensorrt import ENGINE_RECORD, PLAN, Shapes, SimTensorRt
 from tests.engines.runtime.simulator import COPY, SimDevice
 
 SHAPE = (3, 224, 224)
 PROFILES = ((1, 1, 3), (1, 2, 3))
-RECORD: dict[str, Any] = {
-    "version": "11.4.0.106",
-    "gpu": "Simulated GPU",
-    "profiles": PROFILES,
-    "precision": "fp32",
-    "hardware_compatibility": "none",
-    "version_compatible": False,
-    "stripped": False,
-    "plugins": None,
-    "onnx_sha256": "",
-    "options": {},
-}
+RECORD = {**ENGINE_RECORD, "gpu": "Simulated GPU", "profiles": PROFILES}
 
 
 def images_of(count: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def test_a_slower_row_falls_in_both_speeds_and_the_line_says_by_how_much() -> No
     assert low < fell < high and fell == pytest.approx(20, abs=2)
     assert then == pytest.approx(1000 / 300, rel=0.02)
     assert now == pytest.approx(800 / 300, rel=0.02)
-    assert "latency fell" in latency
+    assert "latency worsened by" in latency
     assert verdict.checked == 6  # three rows, two speeds; PyTorch is what they are judged by
 
 

@@ -25,7 +25,7 @@ from fastervit_trt.benchmarks.sweep.channel import Job
 from fastervit_trt.benchmarks.sweep.plan import Options
 from fastervit_trt.benchmarks.sweep.process import CellProcess
 cell = Cell("exports/fp16", "tiny", "fp16", "224x224", "hangs", 8, 1, key="hangs")
-process = CellProcess(Job("cell", cell, Options()), Path(sys.argv[1]), 60.0, (sys.argv[2],))
+process = CellProcess(Job(cell, Options()), Path(sys.argv[1]), 60.0, (sys.argv[2],))
 print(process.pid, flush=True)
 time.sleep(600)
 """

@@ -22,6 +22,20 @@ from tests.engines.runtime.simulator import Op, SimDevice, SimulatorError
 __all__ = ["PLAN", "Shapes", "SimTensorRt", "compute"]
 
 PLAN = b"an engine"
+# What a manifest says of an engine, but for its file and compute capability.
+ENGINE_RECORD: dict[str, Any] = {
+    "runtime": "tensorrt",
+    "version": "11.4.0.106",
+    "gpu": None,
+    "profiles": [[1, 2, 3]],
+    "precision": "fp32",
+    "hardware_compatibility": "none",
+    "version_compatible": False,
+    "stripped": False,
+    "plugins": None,
+    "onnx_sha256": "",
+    "options": {},
+}
 Shape = tuple[int, ...]
 _MARKS = itertools.count(1)
 

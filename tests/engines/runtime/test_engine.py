@@ -21,23 +21,10 @@ from fastervit_trt.engines.runtime import engine as engine_module
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from tests.engines.runtime.simulated_tensorrt import PLAN, Shapes, SimTensorRt
+from tests.engines.runtime.simulated_tensorrt import ENGINE_RECORD, PLAN, Shapes, SimTensorRt
 from tests.engines.runtime.simulator import SimDevice
 
 SHAPE = (3, 224, 224)
-RECORD = {
-    "runtime": "tensorrt",
-    "version": "11.4.0.106",
-    "gpu": None,
-    "profiles": [[1, 2, 3]],
-    "precision": "fp32",
-    "hardware_compatibility": "none",
-    "version_compatible": False,
-    "stripped": False,
-    "plugins": None,
-    "onnx_sha256": "",
-    "options": {},
-}
 
 
 def images_of(count: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +41,7 @@ def folder(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"model.trt-sm{capability.replace('.', '')}.engine"
         (folder / name).write_bytes(PLAN)
         manifest["files"][name] = file_entry(folder / name)
-        manifest["engines"].append({**RECORD, "file": name, "compute_capability": capability})
+        manifest["engines"].append({**ENGINE_RECORD, "file": name, "compute_capability": capability})
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
