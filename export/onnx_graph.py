@@ -20,7 +20,7 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.functions import add_functions, exporter_translations
 from fastervit_trt.export.fusion import block_of_module, check_operators, record_operators
 from fastervit_trt.export.graph import BLOCK, INPUT, OUTPUT, inline_functions
-from fastervit_trt.export.precision import TypedModel
+from fastervit_trt.export.typed_model import TypedModel
 
 __all__ = ["export_failure", "onnx_from_torch", "quiet_exporter"]
 

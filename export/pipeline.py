@@ -13,12 +13,14 @@ from torch import nn
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import DeployReport, Fuse, deploy_form
 from fastervit_trt.export.fusion import FusionReport
+from fastervit_trt.export.golden import Golden
 from fastervit_trt.export.graph import OUTPUT, save_onnx
 from fastervit_trt.export.onnx_graph import onnx_from_torch
-from fastervit_trt.export.precision import Precision, Quantised, TypedModel
+from fastervit_trt.export.precision import Precision, Quantised
 from fastervit_trt.export.quantisation.plan import plan_precision
 from fastervit_trt.export.quantisation.qdq import QuantisationReport
 from fastervit_trt.export.quantisation.ranges import Ranges
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.export.verify import Verification, expect, expect_quantised, verify_onnx
 from fastervit_trt.models.fastervit import FasterViTBackbone, Trunk
 
@@ -31,7 +33,12 @@ Decide = Callable[[nn.Module, Quantised], tuple[Quantised, Ranges]]
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """The files of a verified ONNX graph and the evidence about it."""
+    """The files of a verified ONNX graph and the evidence about it.
+
+    Attributes:
+        files: the graph first.
+        golden: the record of what it was verified with, for :class:`Golden`.
+    """
 
     files: tuple[Path, ...]
     opset: int
@@ -40,6 +47,7 @@ class ExportedGraph:
     deploy: DeployReport
     quantisation: QuantisationReport | None
     verification: Verification
+    golden: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -100,5 +108,9 @@ def export_graph(
     del graph
     with step("verifying with ONNX Runtime"):
         verification = verify_onnx(files[0], expectation)
+    golden = Golden.of(names, expectation.kinds, expectation.images, expectation.outputs, expectation.budgets())
     outputs = {name: list(o.shape[1:]) for name, o in zip(names, expectation.outputs[0], strict=True)}
-    return ExportedGraph(tuple(files), plan.base.opset, fusion, outputs, report, plan.report, verification)
+    golden_files, record = golden.write(folder)
+    return ExportedGraph(
+        (*files, *golden_files), plan.base.opset, fusion, outputs, report, plan.report, verification, record
+    )

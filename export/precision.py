@@ -10,12 +10,12 @@ A precision is a frozen dataclass; what makes a graph of it is the handler regis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from fastervit_trt.errors import FasterViTError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CALIBRATORS",
@@ -31,7 +31,6 @@ __all__ = [
     "Int8Cpu",
     "Precision",
     "Quantised",
-    "TypedModel",
     "get_calibrator",
     "get_float",
     "get_precision",
@@ -46,11 +45,25 @@ CALIBRATORS: dict[str, Calibrator] = {name: name for name in get_args(Calibrator
 _OPSET, _OPSET_BF16 = 20, 22
 
 
+class _TorchType:
+    """PyTorch's type of a precision or of its class; engines are built on devices without PyTorch, which ask for none."""
+
+    def __get__(self, instance: Precision | None, owner: type[Precision]) -> torch.dtype:
+        import torch
+
+        dtype = getattr(torch, owner.type_name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
 @dataclass(frozen=True)
 class Precision:
     """A choice of types for a whole graph."""
 
     name: ClassVar[str]
+    type_name: ClassVar[str]  # of its own type, as PyTorch calls it
+
+    dtype = _TorchType()
 
     @property
     def arithmetic(self) -> Float:
@@ -66,7 +79,6 @@ class Float(Precision):
     computed in float32 and rounded once.
     """
 
-    dtype: ClassVar[torch.dtype]
     rounding: ClassVar[float]  # largest relative error of one rounding (half a unit in the last place)
     opset: ClassVar[int] = _OPSET  # ONNX opset of the graph: the lowest in which every operator has the type
 
@@ -80,7 +92,7 @@ class Fp32(Float):
     """IEEE single precision."""
 
     name = "fp32"
-    dtype = torch.float32
+    type_name = "float32"
     rounding = 2.0**-24
 
 
@@ -89,7 +101,7 @@ class Fp16(Float):
     """IEEE half precision: 11 bits, largest value 65504."""
 
     name = "fp16"
-    dtype = torch.float16
+    type_name = "float16"
     rounding = 2.0**-11
 
 
@@ -98,7 +110,7 @@ class Bf16(Float):
     """The upper half of float32: its range with 8 bits."""
 
     name = "bf16"
-    dtype = torch.bfloat16
+    type_name = "bfloat16"
     rounding = 2.0**-8
     opset = _OPSET_BF16
 
@@ -119,7 +131,6 @@ class Quantised(Precision):
     attention: bool = False  # also q, k, v and the softmax in window attention; no plugin then
     residual: bool = False  # also both inputs of residual sums: to show what that costs
 
-    dtype: ClassVar[torch.dtype]
     largest: ClassVar[float]  # value that a range is mapped to
     needs_capability: ClassVar[tuple[int, int]]  # compute capability of the tensor cores that have the type
 
@@ -133,7 +144,7 @@ class Int8(Quantised):
     """Whole numbers −127…127 times a scale."""
 
     name = "int8"
-    dtype = torch.int8
+    type_name = "int8"
     largest = 127.0
     needs_capability = (7, 5)
 
@@ -159,7 +170,7 @@ class Fp8(Quantised):
     calibrator: Calibrator = "max"
 
     name = "fp8"
-    dtype = torch.float8_e4m3fn
+    type_name = "float8_e4m3fn"
     largest = 448.0
     needs_capability = (8, 9)
 
@@ -199,31 +210,3 @@ def get_calibrator(name: str) -> Calibrator:
     if name not in CALIBRATORS:
         raise FasterViTError(f"unknown calibrator '{name}'; choose one of {', '.join(CALIBRATORS)}")
     return CALIBRATORS[name]
-
-
-class TypedModel(nn.Module):
-    """``model`` computing in one precision between float32 images (B, 3, H, W) and float32 outputs.
-
-    Tensors of another type are replaced in ``model``, not converted in place: a module that shares them keeps its own.
-    """
-
-    def __init__(self, model: nn.Module, precision: Float) -> None:
-        super().__init__()
-        self.precision = precision
-        self.model = model
-        for module in model.modules():
-            _retype(module, precision.dtype)
-        self.eval()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        outputs = self.model(images.to(self.precision.dtype))
-        return outputs.float() if isinstance(outputs, torch.Tensor) else tuple(output.float() for output in outputs)
-
-
-def _retype(module: nn.Module, dtype: torch.dtype) -> None:
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.dtype is not dtype:
-            setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-    for name, buffer in module.named_buffers(recurse=False):
-        if buffer.is_floating_point():
-            setattr(module, name, buffer.to(dtype))

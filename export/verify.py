@@ -28,9 +28,10 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.headroom import first_non_finite
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import Float, TypedModel
+from fastervit_trt.export.precision import Float
 from fastervit_trt.export.quantisation.plan import PrecisionPlan
 from fastervit_trt.export.rounding import RoundedArithmetic
+from fastervit_trt.export.typed_model import TypedModel
 
 __all__ = ["Expectation", "Verification", "expect", "expect_quantised", "verification_batches", "verify_onnx"]
 

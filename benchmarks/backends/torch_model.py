@@ -29,7 +29,8 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import bake_position_tables, deploy_form
 from fastervit_trt.export.onnx_graph import quiet_exporter
-from fastervit_trt.export.precision import FLOATS, TypedModel, get_float
+from fastervit_trt.export.precision import FLOATS, get_float
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source
 from fastervit_trt.plugins.library import find_library

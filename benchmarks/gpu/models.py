@@ -25,7 +25,8 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import Fuse, bake_position_tables, deploy_form
 from fastervit_trt.export.graph import INPUT, OUTPUT, save_onnx
 from fastervit_trt.export.onnx_graph import onnx_from_torch
-from fastervit_trt.export.precision import TypedModel, get_float
+from fastervit_trt.export.precision import get_float
+from fastervit_trt.export.typed_model import TypedModel
 
 __all__ = ["PEERS", "export_for", "prepare", "run"]
 

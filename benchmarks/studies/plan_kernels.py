@@ -28,7 +28,8 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import INPUT, save_onnx
 from fastervit_trt.export.pipeline import export_graph
-from fastervit_trt.export.precision import Float, TypedModel, get_float
+from fastervit_trt.export.precision import Float, get_float
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.host import versions
 from fastervit_trt.models.factory import resolve_config
 from fastervit_trt.models.fastervit import Trunk

@@ -45,6 +45,7 @@ class Manifest:
     versions: dict[str, str]
     created_utc: str
     notices: list[str] = field(default_factory=list)
+    golden: dict[str, Any] | None = None  # images and outputs that verification used: export/golden.py
     accuracy: dict[str, Any] | None = None  # of the written graph against PyTorch fp32, where images were given
     schema: int = _SCHEMA
 

@@ -119,6 +119,7 @@ def export_model(request: ExportRequest) -> Manifest:
             weights={**weights.record(), "tolerated": tolerated},
             graph=graph.facts(),
             verification=asdict(graph.verification),
+            golden=graph.golden,
             accuracy=None if judgement is None else judgement.record(),
             engines=[sign_record(result.record, files) for result in built],
             engines_skipped=request.engines.skipped,

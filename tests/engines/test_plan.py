@@ -18,7 +18,8 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_graph import onnx_from_torch
-from fastervit_trt.export.precision import TypedModel, get_float
+from fastervit_trt.export.precision import get_float
+from fastervit_trt.export.typed_model import TypedModel
 from tests.engines.graphs import Graphs
 
 pytestmark = pytest.mark.skipif(rtx_unavailable_reason() is not None, reason=str(rtx_unavailable_reason()))

@@ -31,7 +31,8 @@ from fastervit_trt.export.fusion import FusionReport
 from fastervit_trt.export.graph import UNSERVED, fused_calls, inline_functions, save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch
-from fastervit_trt.export.precision import FLOATS, TypedModel
+from fastervit_trt.export.precision import FLOATS
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.models.hat import HATStage
 from tests.conftest import fill_from_names

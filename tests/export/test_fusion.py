@@ -24,7 +24,8 @@ from fastervit_trt.export.fusion import SIGNATURES, FusionReport, block_of_modul
 from fastervit_trt.export.graph import inline_functions
 from fastervit_trt.export.onnx_graph import _trace_operator, onnx_from_torch
 from fastervit_trt.export.packed import PackedAttentionHalf, PackedWindowAttention
-from fastervit_trt.export.precision import FLOATS, TypedModel
+from fastervit_trt.export.precision import FLOATS
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models import create_model
 from fastervit_trt.plugins import reference
 from fastervit_trt.plugins.operators import OPERATORS, Operator

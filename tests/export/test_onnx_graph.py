@@ -15,7 +15,8 @@ from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.graph import save_onnx
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.onnx_graph import onnx_from_torch
-from fastervit_trt.export.precision import FLOATS, TypedModel
+from fastervit_trt.export.precision import FLOATS
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models import create_model
 from tests.conftest import ROOT
 

@@ -14,7 +14,8 @@ import torch
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends.runner import Request
-from fastervit_trt.export.precision import TypedModel, get_float
+from fastervit_trt.export.precision import get_float
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models.datasets import open_dataset
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import WeightSource, build_model

@@ -31,7 +31,8 @@ from fastervit_trt.engines.runtime.completions import completions_for, seconds_b
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
-from fastervit_trt.export.precision import TypedModel, get_float
+from fastervit_trt.export.precision import get_float
+from fastervit_trt.export.typed_model import TypedModel
 from tests.benchmarks.backends.conftest import Digits
 from tests.engines.graphs import Graphs
 

@@ -17,10 +17,11 @@ from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.onnx_graph import _name_nodes, onnx_from_torch
 from fastervit_trt.export.pipeline import ExportedGraph, export_graph
-from fastervit_trt.export.precision import Precision, TypedModel
+from fastervit_trt.export.precision import Precision
 from fastervit_trt.export.quantisation.calibration import calibrate
 from fastervit_trt.export.quantisation.ranges import CalibrationKey, Ranges
 from fastervit_trt.export.quantisation.sensitivity import Labelled
+from fastervit_trt.export.typed_model import TypedModel
 from fastervit_trt.models.datasets import open_calibration_images, open_dataset
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
