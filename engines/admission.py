@@ -16,8 +16,8 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.console import warn
 from fastervit_trt.engines.admission_checks import Checks, rebuild_command
 from fastervit_trt.engines.api import NAMES
+from fastervit_trt.engines.keys import Verdict
 from fastervit_trt.engines.machine import Machine
-from fastervit_trt.engines.signing import Verdict
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.graph import GRAPH_FILE
 

@@ -14,8 +14,9 @@ from fastervit_trt import __version__
 from fastervit_trt.artifacts import Manifest, sha256_file
 from fastervit_trt.engines.api import INSTALL, NAMES, version_tuple
 from fastervit_trt.engines.cache_key import BUILDER_SCHEMA
+from fastervit_trt.engines.keys import Signed, Verdict
 from fastervit_trt.engines.machine import Machine
-from fastervit_trt.engines.signing import Signed, Verdict, verify_record
+from fastervit_trt.engines.signing import verify_record
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.graph import GRAPH_FILE
 
@@ -206,7 +207,7 @@ class Checks:
             yield f"{needed}, this is {__version__}; {self.rebuild}"
             return
         try:
-            path = find_library("plugins")
+            path = find_library("plugins", self.path.parent)
         except FasterViTError as error:
             yield f"{needed}: {error}"
             return

@@ -27,16 +27,17 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
 }
 
 
-def find_library(kind: Kind = "plugins") -> Path:
+def find_library(kind: Kind = "plugins", export: Path | None = None) -> Path:
     """The file that ``$FASTERVIT_TRT_PLUGINS`` names, else the one built in this checkout, else the package's own.
 
     Args:
         kind: "kernels" is content with a library without plugins.
+        export: its folder; in an installed bundle, the library beside it comes before those built or packaged.
 
     Raises:
         FasterViTError: there is none, or the variable names no file.
     """
-    candidates = _candidates(kind)
+    candidates = _candidates(kind, export)
     for path in candidates:
         if path.is_file():
             return path
@@ -78,10 +79,11 @@ def build_folder() -> Path | None:
     return root / "build" if (root / "CMakePresets.json").is_file() else None
 
 
-def _candidates(kind: Kind) -> list[Path]:
+def _candidates(kind: Kind, export: Path | None) -> list[Path]:
     named = os.environ.get(VARIABLE)
     if named:  # what a user names is not passed over in silence
         return [Path(named)]
     build = build_folder()
-    folders = [*([build / "lib"] if build else []), Path(__file__).resolve().parent / "lib"]
+    beside = [export.absolute().parent / "plugins"] if export is not None else []
+    folders = [*beside, *([build / "lib"] if build else []), Path(__file__).resolve().parent / "lib"]
     return [folder / name for folder in folders for name in _NAMES[kind]]

@@ -24,9 +24,10 @@ from fastervit_trt.engines.cache import BUILDER_SCHEMA, EngineCache
 from fastervit_trt.engines.explain import explain
 from fastervit_trt.engines.inspector import kernels_of_inspection
 from fastervit_trt.engines.kernels import EngineKernels
+from fastervit_trt.engines.keys import signing_key
 from fastervit_trt.engines.machine import Machine, platform_name
 from fastervit_trt.engines.plan import plan_kernels
-from fastervit_trt.engines.signing import sign_record, signing_key
+from fastervit_trt.engines.signing import sign_record
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import GRAPH_FILE, fused_calls
@@ -214,7 +215,7 @@ def _plugin_library(graph: Graph, request: EngineRequest) -> PluginLibrary | Non
             )
         if not any("plugin_namespace" in call.attributes for call in fused_calls(ir.load(graph.onnx))):
             raise FasterViTError(f"'{graph.onnx}' has no operators that a plugin serves; leave out --plugins on")
-        return PluginLibrary.of(find_library("plugins"), __version__)
+        return PluginLibrary.of(request.plugin_library or find_library("plugins"), __version__)
     except FasterViTError:
         if request.plugins == "on":
             raise

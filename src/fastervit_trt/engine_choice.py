@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from fastervit_trt.engines.api import RuntimeName, unavailable_reason
@@ -33,6 +34,7 @@ class EngineRequest:
     Attributes:
         compute_capability: of TensorRT-RTX's target, e.g. "8.9"; None: the GPU of this machine.
         profiles: the export's own batch where there are none.
+        plugin_library: to build with; by default the one that is found.
     """
 
     runtime: RuntimeName
@@ -41,6 +43,7 @@ class EngineRequest:
     options: BuildOptions = field(default_factory=BuildOptions)
     plugins: PluginChoice = "auto"
     use_cache: bool = True
+    plugin_library: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
+from filelock import FileLock
 
 from fastervit_trt.engines.rtx import RtxTarget, build_rtx_engine, rtx_unavailable_reason
 from fastervit_trt.export.batch import BatchRange
@@ -31,7 +32,7 @@ NAME, SHAPE = "faster_vit_digits_s", (3, 224, 224)
 
 
 class Graphs:
-    """``graphs("int8")`` is the path of a graph, ``graphs.plan("int8", "12.0")`` that of its plan.
+    """``graphs("int8")`` is the path of a graph, ``graphs.plan("int8", "12.0")`` that of its plan; each is made once.
 
     Names are fp32, fp16, bf16, int8 and fp8, with any of these behind: ``-inline`` (fused operators written out),
     ``-static1`` (batch of 1), ``-weights`` (of 8 bits only the weights are left), ``-but-BLOCK`` (quantised, less one).
@@ -56,17 +57,25 @@ class Graphs:
         graph = self(name)
         plan = self.root / f"{name}-{capability}-{batch.replace(':', '-')}.engine"
         sizes = BatchRange.parse("1" if "-static1" in name else batch)
-        return build_rtx_engine(graph, plan, RtxTarget.parse(capability), sizes, "images", SHAPE).path
+        with FileLock(f"{plan}.lock"):
+            if not plan.exists():
+                build_rtx_engine(graph, plan, RtxTarget.parse(capability), sizes, "images", SHAPE)
+        return plan
 
     def _make(self, name: str) -> Path:
+        path = self.root / f"{name}.onnx"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                ir.save(self._graph(name), path)
+        return path
+
+    def _graph(self, name: str) -> ir.Model:
         base, *forms = name.replace("but-", "but:").split("-")
         without = [form.removeprefix("but:") for form in forms if form.startswith("but:")]
         graph = self._quantise(base, without) if base in ("int8", "fp8") else ir.load(self(base))
         for form in forms:
             FORMS.get(form, lambda graph: None)(graph)
-        path = self.root / f"{name}.onnx"
-        ir.save(graph, path)
-        return path
+        return graph
 
     def _quantise(self, base: str, without: Iterable[str]) -> ir.Model:
         precision: Quantised = Int8() if base == "int8" else Fp8()

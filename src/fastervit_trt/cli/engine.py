@@ -20,8 +20,8 @@ from fastervit_trt.engines.audit import Audit
 from fastervit_trt.engines.audit_difference import differences
 from fastervit_trt.engines.audit_files import read_audits
 from fastervit_trt.engines.cache import CacheEntry, EngineCache
+from fastervit_trt.engines.keys import public_key_line, trust_key, trusted_keys
 from fastervit_trt.engines.options import BuildOptions, HardwareCompatibility, parse_profiles
-from fastervit_trt.engines.signing import public_key_line, trust_key, trusted_keys
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 
