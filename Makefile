@@ -13,9 +13,12 @@ help:  ## this list
 run: $(READY)  ## export, build and measure the shipped models, then export FasterViT-0
 	$(BIN)/python -m fastervit_trt.cli.demo
 
-# Tests run several thread pools side by side: a thread of OpenMP that waits must not keep a core from the others.
-test: lint types  ## lint, types and every test that this machine can run
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+# Most tests keep one core busy. Processes take file by file, in the order of tests/conftest.py, so that what a file sets
+# up is set up once. A thread of OpenMP that waits must not keep a core from the others.
+PROCESSES ?= 2
+SHARED := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+test: lint types  ## lint, types and every test that this machine can run; PROCESSES=4 with more cores
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SHARED)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,7 +43,7 @@ $(READY): pyproject.toml requirements/constraints.txt
 	@echo "preparing $(VENV) (first time, or after a change of requirements)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off -q -c requirements/constraints.txt -e '.[cpu,demo,dev]'
+	$(BIN)/python -m pip install --progress-bar off -q -c requirements/constraints.txt -e '.[export,cpu,serve,demo,dev]'
 	@touch $@
 
 clean:  ## remove the environment and everything built

@@ -19,8 +19,9 @@ from fastervit_trt.cli import export as export_module
 from fastervit_trt.engines.api import unavailable_reason
 from fastervit_trt.engines.audit import Audit
 from fastervit_trt.engines.build import BuildRequest, BuiltEngine
+from fastervit_trt.engines.keys import Signed
 from fastervit_trt.engines.rtx import rtx_unavailable_reason
-from fastervit_trt.engines.signing import Signed, verify_record
+from fastervit_trt.engines.signing import verify_record
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.workflow import ExportRequest

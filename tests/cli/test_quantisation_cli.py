@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -139,6 +140,15 @@ def test_the_form_for_the_cpu(command: Command, tmp_path: Path, ranges: Path) ->
     assert Manifest.read(tmp_path / "cpu").engines == []  # no other runtime reads it
     refused = command("fastervit-export", *MODEL, "--precision", "fp8", "--target", "cpu", *DATA)
     assert refused.error == "error: CPUs have no fp8; use --precision int8 with --target cpu"
+    bundle = tmp_path / "cpu.tar.zst"
+    packed = command("fastervit-deploy", "pack", tmp_path / "cpu", "--target", "cpu", "--output", bundle)
+    assert packed.code == 0, packed.err
+    installed = command("fastervit-deploy", "install", bundle, "--output", tmp_path / "there", "--seconds", 0.1)
+    assert installed.code == 0, installed.err
+    assert "precision: proven; " in installed.out  # no quantised block fell back to float32
+    blocks = Manifest.read(tmp_path / "cpu").graph["quantisation"]["blocks"]
+    found = re.search(r"(\d+) in int8", installed.out)
+    assert found is not None and int(found[1]) >= len(blocks) > 10
 
 
 # --- accuracy as the judge ---------------------------------------------------------------------------------------

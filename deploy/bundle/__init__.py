@@ -1,0 +1,1 @@
+"""Bundles: one signed folder or archive with everything that a target needs."""

@@ -1,0 +1,1 @@
+"""On the target: a bundle in, a built and verified deployment out."""
