@@ -50,6 +50,7 @@ def test_commands_and_python_run_as_written(
         "plugins/README.md",
         "engines/README.md",
         "benchmarks/README.md",
+        "deploy/README.md",
         "benchmarks/published/README.md",
         "benchmarks/results/README.md",
     ],

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.deploy.bundle.archive import is_archive, read_archive
+from fastervit_trt.deploy.bundle.archive import MOST_MANIFEST, is_archive, read_archive
 from fastervit_trt.deploy.bundle.contents import Declared, check_folder
 from fastervit_trt.deploy.bundle.manifest import BUNDLE_FILE, EXPORT_FOLDER, SIGNATURE_FILE, Bundle, BundleManifest
-from fastervit_trt.deploy.bundle.signature import admit_signer, verify_bundle
+from fastervit_trt.deploy.bundle.signature import MOST_SIGNATURE, admit_signer, verify_bundle
 from fastervit_trt.engines.keys import Verdict
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["Opened", "opened_bundle", "unpack_bundle"]
-
-_MOST_MANIFEST_BYTES = 4 << 20
-_MOST_SIGNATURE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -54,29 +51,24 @@ def unpack_bundle(path: Path, folder: Path, *, trust: bool = False) -> Opened:
     Raises:
         FasterViTError: as :func:`opened_bundle`; nothing is left in ``folder`` then.
     """
+    if folder.exists():
+        raise FasterViTError(f"'{folder}' already exists; unpack the bundle to a new folder")
+    if path.is_dir():
+        return _copied(path, folder, trust=trust)
+    if not path.is_file():
+        raise FasterViTError(f"there is no bundle '{path}'; make one with fastervit-deploy pack")
+    if not is_archive(path):
+        raise FasterViTError(
+            f"'{path}' is no bundle: neither a folder nor a .tar.zst; make one with fastervit-deploy pack"
+        )
+    admitted: list[_Admission] = []
+
+    def admit(manifest: bytes, signature: bytes | None) -> Declared:
+        admitted.append(_admit(manifest, signature, path, trust=trust))
+        return admitted[0].manifest.files
+
+    read_archive(path, folder, admit)
     try:
-        if path.is_dir():
-            opened = _open_folder(path, trust=trust)
-            folder.mkdir()
-            for name in (BUNDLE_FILE, SIGNATURE_FILE, *opened.bundle.manifest.files):
-                if (path / name).is_file():
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path / name, folder / name, follow_symlinks=False)
-            return _open_folder(folder, trust=trust)  # the very bytes that were copied
-        if not path.is_file():
-            raise FasterViTError(f"there is no bundle '{path}'; make one with fastervit-deploy pack")
-        if not is_archive(path):
-            raise FasterViTError(
-                f"'{path}' is no bundle: neither a folder nor a .tar.zst; make one with fastervit-deploy pack"
-            )
-        admitted: list[Admission] = []
-
-        def admit(manifest: bytes, signature: bytes | None) -> Declared:
-            admitted.append(_admit(manifest, signature, path, trust=trust))
-            return admitted[0].manifest.files
-
-        folder.mkdir()
-        read_archive(path, folder, admit)
         (admission,) = admitted
         return Opened(Bundle(folder, admission.manifest, _export(folder, admission.manifest.files)), admission.verdict)
     except BaseException:
@@ -84,8 +76,23 @@ def unpack_bundle(path: Path, folder: Path, *, trust: bool = False) -> Opened:
         raise
 
 
+def _copied(path: Path, folder: Path, *, trust: bool) -> Opened:
+    """The copy of a bundle's folder, checked after it was copied: the very bytes that will be used."""
+    opened = _open_folder(path, trust=trust)
+    folder.mkdir(parents=True)
+    try:
+        for name in (BUNDLE_FILE, SIGNATURE_FILE, *opened.bundle.manifest.files):
+            if (path / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, folder / name, follow_symlinks=False)
+        return _open_folder(folder, trust=trust)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 @dataclass(frozen=True)
-class Admission:
+class _Admission:
     """A manifest whose signature was checked."""
 
     manifest: BundleManifest
@@ -96,18 +103,18 @@ def _open_folder(folder: Path, *, trust: bool) -> Opened:
     path = folder / BUNDLE_FILE
     if not path.is_file():
         raise FasterViTError(f"'{folder}' is no bundle: it has no {BUNDLE_FILE}; make one with fastervit-deploy pack")
-    content, signature = _read(path, _MOST_MANIFEST_BYTES), None
+    content, signature = _read(path, MOST_MANIFEST), None
     if (folder / SIGNATURE_FILE).is_file():
-        signature = _read(folder / SIGNATURE_FILE, _MOST_SIGNATURE_BYTES)
+        signature = _read(folder / SIGNATURE_FILE, MOST_SIGNATURE)
     admission = _admit(content, signature, folder, trust=trust)
     check_folder(folder, admission.manifest.files)
     return Opened(Bundle(folder, admission.manifest, _export(folder, admission.manifest.files)), admission.verdict)
 
 
-def _admit(manifest: bytes, signature: bytes | None, where: Path, *, trust: bool) -> Admission:
+def _admit(manifest: bytes, signature: bytes | None, where: Path, *, trust: bool) -> _Admission:
     verdict = verify_bundle(manifest, signature)
     admit_signer(verdict, trust=trust, where=f"bundle '{where}'")
-    return Admission(BundleManifest.parse(manifest.decode(errors="replace"), f"'{where}'"), verdict)
+    return _Admission(BundleManifest.parse(manifest.decode(errors="replace"), f"'{where}'"), verdict)
 
 
 def _export(folder: Path, declared: Declared) -> Manifest:

@@ -13,7 +13,7 @@ from fastervit_trt.benchmarks.telemetry.throttle import IDLE, doubtful
 from fastervit_trt.deploy.doctor.findings import Finding, ask, note, ok, problem
 from fastervit_trt.deploy.doctor.runtimes import cuda_of
 from fastervit_trt.deploy.targets.here import Here
-from fastervit_trt.engines.api import NAMES, RuntimeName, version_tuple
+from fastervit_trt.engines.api import NAMES, version_tuple
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["check_clocks", "check_cuda", "check_driver", "check_gpu"]
@@ -21,7 +21,7 @@ __all__ = ["check_clocks", "check_cuda", "check_driver", "check_gpu"]
 # https://docs.nvidia.com/deeplearning/tensorrt/latest/installing-tensorrt/prerequisites.html: drivers on Linux by the
 # major version of CUDA that TensorRT was built for.
 _DRIVERS = {12: 535, 13: 580}
-_FIRST_CUDA_13 = (11,)  # TensorRT 11 is built for CUDA 13 only (reference of its release notes)
+_ANY_CUDA = min(_DRIVERS)  # where the packages do not say, nothing is held against the driver that may be wrong
 _LITTLE_MIB = 2048  # FasterViT-4 takes 0.7 GB as fp16 engine, and building it more than that again
 _SLOW_CLOCK = 0.9  # of the most, while something runs
 _DRIVER_ADVICE = "install the driver: https://www.nvidia.com/drivers, or sudo ubuntu-drivers install; then reboot"
@@ -37,12 +37,10 @@ def check_driver(here: Here) -> list[Finding]:
         return [note("driver", f"the driver of {here.gpu} does not say its version", "nvidia-smi")]
     found = []
     for runtime in (runtime for runtime in NAMES if runtime in here.versions):
-        cuda = cuda_of(runtime) or _cuda_by_version(runtime, here.versions[runtime])
+        cuda = cuda_of(runtime) or _ANY_CUDA
         needed = _DRIVERS[cuda]
         if version_tuple(here.driver)[0] < needed:
-            text = (
-                f"driver {here.driver} is too old for {NAMES[runtime]} {here.versions[runtime]}, built for CUDA {cuda}"
-            )
+            text = f"driver {here.driver} is too old for {NAMES[runtime]} {here.versions[runtime]} for CUDA {cuda}"
             advice = f"update the driver to {needed} or later (sudo apt install nvidia-driver-{needed}), then reboot"
             found.append(problem("driver", text, advice, runtime))
     return found or [ok("driver", here.driver)]
@@ -94,10 +92,6 @@ def _no_driver(here: Here) -> Finding:
             "driver", text, "nvidia-smi; CUDA_VISIBLE_DEVICES may hide it (unset CUDA_VISIBLE_DEVICES)", "gpu"
         )
     return problem("driver", "no NVIDIA driver answers: no GPU can be used", _DRIVER_ADVICE, "gpu")
-
-
-def _cuda_by_version(runtime: RuntimeName, version: str) -> int:
-    return 13 if runtime == "tensorrt" and version_tuple(version) >= _FIRST_CUDA_13 else 12
 
 
 def _memory(said: dict[str, str]) -> list[Finding]:

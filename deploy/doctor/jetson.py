@@ -1,8 +1,8 @@
 """The files of a Jetson in: JetPack, power mode, clocks, fan, heat, memory and swap out, as far as it is one.
 
 Names of files: Jetson Linux Developer Guide, "Platform Power and Performance"
-(https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/SD/PlatformPowerAndPerformance.html), and the kernel's
-documentation of devfreq, hwmon and thermal.
+(https://docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/), and the kernel's documentation of devfreq, hwmon and
+thermal.
 """
 
 from __future__ import annotations

@@ -127,9 +127,7 @@ def _library(bundle: Bundle, target: Target, wish: BuildWish, step: Callable[[st
         return None, "none: a stand-in runs the graph"
     if came is None or wish.plugins == "off":
         if wish.plugins == "on":
-            raise FasterViTError(
-                f"'{bundle.folder}' has no plugins; pack it with --plugins sources, or install with auto"
-            )
+            raise FasterViTError("no plugins came along; pack the export with --plugins sources, or install with auto")
         return None, "none came along" if came is None else "not wanted"
     path = bundle.folder / came["path"]
     if came["kind"] == "library":

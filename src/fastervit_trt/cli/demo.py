@@ -1,8 +1,8 @@
 """``python -m fastervit_trt.cli.demo``: the main job from end to end, on a machine without a GPU.
 
 First the digits models that ship with the package: each exported in fp32 and fp16, built into TensorRT-RTX engines, and
-in int8 for this CPU; measured on the held-out digits, reported. Then a full-size model: FasterViT-0, random weights,
-fp16, with its engine.
+in int8 for this CPU; measured on the held-out digits, reported. One of them is packed into a bundle and installed from
+it, verified on arrival. Then a full-size model: FasterViT-0, random weights, fp16, with its engine.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def demo_command(
     console.rule(f"measuring {len(exports)} exports on the held-out digits")
     report = output / "report"
     records = measure_and_report(_plan(exports, seconds), report, overwrite=True)
+    console.rule("from an export to a verified installation")
+    _deploy(exports[-1], output)
     console.rule(f"{_FULL_SIZE} fp16, random weights")
     _export_in_own_process(output / f"{_FULL_SIZE}-fp16")
 
@@ -90,6 +92,18 @@ def _plan(exports: Sequence[Path], seconds: float) -> Plan:
         streams=(1,),
         options=Options(data="digits", seconds=seconds, threads=usable_cpus(), together=len(_PRECISIONS) * 3),
     )
+
+
+def _deploy(export: Path, output: Path) -> None:
+    """The commands themselves, in a process of its own each."""
+    bundle = output / "bundle.tar.zst"
+    for arguments in (
+        ("pack", export, "--target", "cpu", "--output", bundle, "--overwrite"),
+        ("install", bundle, "--output", output / "installed", "--overwrite"),
+    ):
+        command = [sys.executable, "-m", "fastervit_trt.cli.deploy", *map(str, arguments)]
+        if code := subprocess.run(command, check=False).returncode:
+            sys.exit(code)
 
 
 def _export_in_own_process(folder: Path) -> None:

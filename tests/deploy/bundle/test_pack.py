@@ -331,6 +331,14 @@ class TestOpened:
             unpack_bundle(folder, tmp_path / "to")
         assert not (tmp_path / "to").exists()
 
+    def test_a_folder_that_is_there_is_not_touched(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/file").write_text("precious")
+        for path in (folder, tmp_path / "none.tar.zst", folder / "README.txt"):
+            with pytest.raises(FasterViTError, match="already exists"):
+                unpack_bundle(path, tmp_path / "mine")
+        assert read_tree(tmp_path / "mine") == {"file": b"precious"}
+
     def test_reading_is_from_the_copy_that_was_checked(self, folder: Path, tmp_path: Path) -> None:
         opened = unpack_bundle(folder, tmp_path / "to")
         assert isinstance(opened.bundle, Bundle)

@@ -60,8 +60,10 @@ def test_no_signature_of_an_engine_fits_a_bundle() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"null", b"[]", b"3", b"{}", b'{"key": "x"}', b'{"key": "x", "value": 3}', b"\xff", b"[" * 16_000]
-    + [b'{"key": "SHA256:x", "value": "%s"}' % (b"A" * 20_000)],
+    [
+        *(b"", b"null", b"[]", b"3", b"{}", b'{"key": "x"}', b'{"key": "x", "value": 3}', b"\xff", b"[" * 16_000),
+        b'{"key": "SHA256:x", "value": "%s"}' % (b"A" * 20_000),
+    ],
 )
 def test_what_is_no_signature_is_a_bad_one(text: bytes) -> None:
     assert verify_bundle(MANIFEST, text).signed is Signed.BAD

@@ -158,12 +158,21 @@ L4 = {
 }
 
 
+@pytest.fixture
+def for_cuda_13(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip leaves it: what TensorRT's packages say of themselves."""
+    described = tmp_path / "site" / "tensorrt_cu13_libs-11.1.0.106.dist-info"
+    write(described, {"METADATA": "Metadata-Version: 2.1\nName: tensorrt-cu13-libs\nVersion: 11.1.0.106\n"})
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("for_cuda_13")
 def test_a_server_with_an_old_driver_and_a_full_gpu(here: Callable[..., Here], tmp_path: Path) -> None:
     nvidia_smi(tmp_path / "bin", L4)
     machine = here(SERVER, "linux-x86_64", {"tensorrt": "11.1.0.106"})
     findings = examine(machine, get_target("l4"))
     driver = said(findings, "driver")
-    assert driver.text == "driver 535.183.01 is too old for TensorRT 11.1.0.106, built for CUDA 13"
+    assert driver.text == "driver 535.183.01 is too old for TensorRT 11.1.0.106 for CUDA 13"
     assert "nvidia-driver-580" in driver.advice
     full = said(findings, "GPU", "are free")
     assert (full.state, full.text) == ("problem", "1034 of 23034 MiB are free, little to build in")
@@ -185,13 +194,20 @@ def test_a_server_with_an_old_driver_and_a_full_gpu(here: Callable[..., Here], t
     assert said(demoted, "driver").state == "note"
 
 
+@pytest.mark.usefixtures("for_cuda_13")
 def test_a_driver_that_is_new_enough_is_fine(here: Callable[..., Here], tmp_path: Path) -> None:
     nvidia_smi(tmp_path / "bin", {**L4, "driver_version": "580.65.06", "memory.used": "300"})
     findings = examine(here(SERVER, "linux-x86_64", {"tensorrt": "11.1.0.106"}))
     assert (said(findings, "driver").state, said(findings, "driver").text) == ("ok", "580.65.06")
     assert said(findings, "GPU", "are free").state == "ok"
-    old = examine(here(SERVER, "linux-x86_64", {"tensorrt": "10.3.0"}))
-    assert said(old, "driver").state == "ok"  # CUDA 12
+
+
+def test_where_packages_do_not_say_their_cuda_the_oldest_is_taken(here: Callable[..., Here], tmp_path: Path) -> None:
+    nvidia_smi(tmp_path / "bin", L4)
+    assert said(examine(here(SERVER, "linux-x86_64", {"tensorrt": "10.3.0"})), "driver").state == "ok"
+    nvidia_smi(tmp_path / "bin", {**L4, "driver_version": "525.60.13"})
+    old = said(examine(here(SERVER, "linux-x86_64", {"tensorrt": "10.3.0"})), "driver")
+    assert (old.state, "too old" in old.text, "535" in old.advice) == ("problem", True, True)
 
 
 def test_mig_and_a_field_that_an_old_driver_does_not_know(here: Callable[..., Here], tmp_path: Path) -> None:

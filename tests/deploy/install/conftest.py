@@ -28,8 +28,9 @@ def packed(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def make(precision: str, target: str) -> Path:
         path = root / f"{precision}-{target}.tar.zst"
-        if not path.exists():
-            pack(PackRequest(exports / precision, get_target(target), path))
+        if not path.exists():  # with sources, also where somebody has built the library
+            chosen = get_target(target)
+            pack(PackRequest(exports / precision, chosen, path, plugins="sources" if chosen.plugins else "auto"))
         return path
 
     return make
