@@ -16,7 +16,7 @@ from fastervit_trt.deploy.targets.here import Here
 from fastervit_trt.engines.api import NAMES, version_tuple
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["check_clocks", "check_cuda", "check_driver", "check_gpu"]
+__all__ = ["check_clocks", "check_cuda", "check_driver", "check_gpu", "free_memory_mib"]
 
 # https://docs.nvidia.com/deeplearning/tensorrt/latest/installing-tensorrt/prerequisites.html: drivers on Linux by the
 # major version of CUDA that TensorRT was built for.
@@ -92,6 +92,12 @@ def _no_driver(here: Here) -> Finding:
             "driver", text, "nvidia-smi; CUDA_VISIBLE_DEVICES may hide it (unset CUDA_VISIBLE_DEVICES)", "gpu"
         )
     return problem("driver", "no NVIDIA driver answers: no GPU can be used", _DRIVER_ADVICE, "gpu")
+
+
+def free_memory_mib() -> int | None:
+    """Free memory of the first GPU, MiB; None where there is none, or where it shares the host's."""
+    free = _number(_smi("memory.free"), "memory.free")
+    return None if free is None else int(free)
 
 
 def _memory(said: dict[str, str]) -> list[Finding]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psutil
 
+from fastervit_trt.deploy.doctor.gpu import free_memory_mib
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["FreeMemory", "MemoryPlan", "plan_memory"]
@@ -35,13 +36,9 @@ class FreeMemory:
     device: int | None = None
 
     @classmethod
-    def detect(cls, device: int | None = None) -> FreeMemory:
-        """This machine's.
-
-        Args:
-            device: free memory of the GPU in MiB, where it is known.
-        """
-        return cls(psutil.virtual_memory().available // _MIB, psutil.swap_memory().free // _MIB, device)
+    def detect(cls) -> FreeMemory:
+        """This machine's; the driver of a GPU that shares the host's memory says nothing."""
+        return cls(psutil.virtual_memory().available // _MIB, psutil.swap_memory().free // _MIB, free_memory_mib())
 
 
 @dataclass(frozen=True)

@@ -154,14 +154,17 @@ def _usable(
     export: Path, manifest: Manifest, runtime: RuntimeName, target: Target, wish: BuildWish
 ) -> dict[str, Any] | None:
     """The record of an engine that came along and would load here; in a rehearsal, that is for the target."""
-    records = {str(record["file"]): record for record in manifest.engines if record["runtime"] == runtime}
+    records: dict[str, dict[str, Any]] = {
+        str(record["file"]): record for record in manifest.engines if record["runtime"] == runtime
+    }
     if wish.stand_in:
         fitting = (record for record in records.values() if record["compute_capability"] == target.capability)
         return next(fitting, None)
     for check in check_engines(export):
-        if check.file in records and not check.problems:
-            return records[check.file]
-        if check.file in records:
+        found = records.get(str(check.file))
+        if found is not None and not check.problems:
+            return found
+        if found is not None:
             warn(f"the engine that came along is not used: {check.problems[0]}")
     return None
 

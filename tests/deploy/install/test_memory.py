@@ -10,6 +10,7 @@ import pytest
 from fastervit_trt.deploy.install.memory import FreeMemory, plan_memory
 from fastervit_trt.errors import FasterViTError
 from tests.conftest import ROOT
+from tests.deploy.targets.machines import nvidia_smi
 
 MB = 10**6
 ORIN_NANO = FreeMemory(host=5600, swap=3800, device=5600)
@@ -65,6 +66,15 @@ def test_too_little_to_begin_says_how_much_swap_to_add() -> None:
     swap = FreeMemory(host=2000, swap=1024 * gigabytes, device=2000)
     with pytest.raises(FasterViTError, match="on the GPU"):  # now the host's part fits; the GPU's cannot be swapped out
         plan_memory(2664 * MB, swap, "unified", workspace_mib=512, on_gpu=True)
+
+
+@pytest.mark.parametrize(("said", "device"), [("21987", 21987), ("[N/A]", None), ("", None)])
+def test_what_the_driver_says_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, device: int | None
+) -> None:
+    nvidia_smi(tmp_path, {"memory.free": said} if said else {})
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert FreeMemory.detect().device == device
 
 
 def test_this_machine_has_some() -> None:
