@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,21 +57,24 @@ class Nvcc:
         Raises:
             FasterViTError: the file does not compile, without warnings.
         """
-        arguments = (*_FLAGS, f"-arch=sm_{architecture}")
         if cache is None:
-            return self._compile(source, architecture, arguments)
-        contents = [path.read_bytes() for path in _with_includes(source)]
-        digest = hashlib.sha256(repr((self.version, arguments, contents)).encode()).hexdigest()
-        kept = cache / f"{source.parent.name}-{source.stem}-sm_{architecture}-{digest[:16]}.txt"
+            return self._compile(source, architecture)
+        name = f"{source.parent.name}-{source.stem}-sm_{architecture}-{self.fingerprint(source, architecture)}"
+        kept = cache / f"{name}.txt"
         if not kept.is_file():
-            report = self._compile(source, architecture, arguments)
+            report = self._compile(source, architecture)
             with new_file(kept, overwrite=True) as temporary:
                 temporary.write_text(report)
         return kept.read_text()
 
-    def _compile(self, source: Path, architecture: int, arguments: Sequence[str]) -> str:
+    def fingerprint(self, source: Path, architecture: int) -> str:
+        """Hash of all that the report depends on: nvcc and its options, the file and what it includes."""
+        contents = [path.read_bytes() for path in _with_includes(source)]
+        return hashlib.sha256(repr((self.version, _arguments(architecture), contents)).encode()).hexdigest()[:16]
+
+    def _compile(self, source: Path, architecture: int) -> str:
         with tempfile.TemporaryDirectory() as scratch:
-            command = [str(self.path), *arguments, "-o", f"{scratch}/cubin", str(source)]
+            command = [str(self.path), *_arguments(architecture), "-o", f"{scratch}/cubin", str(source)]
             done = subprocess.run(command, capture_output=True, text=True)
         output = done.stdout + done.stderr
         if done.returncode:
@@ -104,6 +107,10 @@ def _of_packages() -> Iterator[Path]:
     except importlib.metadata.PackageNotFoundError:
         return
     yield from (Path(str(file.locate())) for file in files if file.match("bin/nvcc"))
+
+
+def _arguments(architecture: int) -> tuple[str, ...]:
+    return (*_FLAGS, f"-arch=sm_{architecture}")
 
 
 def _with_includes(source: Path) -> list[Path]:

@@ -3,18 +3,20 @@
 Compiles ``csrc/*/*.cu`` to machine code, architecture by architecture, and compares what ptxas reports with
 ``csrc/resources.csv``: one row per kernel and architecture, as of the nvcc that its first line names. Kernels must not
 spill, nor use a stack, anywhere; and whoever changes how many registers one takes should know it. Needs nvcc, no GPU.
+The table is sealed: while its seal fits, compiling everything would say again what the table says.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -29,12 +31,14 @@ __all__ = [
     "ARCHITECTURES",
     "TABLE",
     "KernelResources",
+    "Table",
     "check_recorded",
     "check_spills",
     "main",
     "measure",
     "parse_ptxas",
     "read_table",
+    "seal_of",
     "write_table",
 ]
 
@@ -63,6 +67,14 @@ class KernelResources:
 
     def __str__(self) -> str:
         return f"{self.operator} {self.kernel} sm_{self.architecture}"
+
+
+class Table(NamedTuple):
+    """What is recorded."""
+
+    nvcc: str  # version
+    rows: list[KernelResources]
+    seal: str  # as of seal_of, when it was written
 
 
 _COLUMNS = [field.name for field in fields(KernelResources)]
@@ -157,8 +169,19 @@ def check_recorded(rows: Sequence[KernelResources], recorded: Iterable[KernelRes
         raise FasterViTError(f"{message}; where they are meant, `{_WRITE}`")
 
 
-def read_table(path: Path) -> tuple[str, list[KernelResources]]:
-    """Version of nvcc, and rows.
+def seal_of(rows: Iterable[KernelResources], nvcc: Nvcc, csrc: Path) -> str:
+    """Hash of rows and of all that they depend on: nvcc and its options, sources, what those include, architectures."""
+    sources = sorted(csrc.glob("*/*.cu"))
+    made_from = [(path.relative_to(csrc), nvcc.fingerprint(path, a)) for path in sources for a in ARCHITECTURES]
+    content = (
+        [(path.as_posix(), fingerprint) for path, fingerprint in made_from],
+        [astuple(row) for row in sorted(rows)],
+    )
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def read_table(path: Path) -> Table:
+    """The table that :func:`write_table` wrote.
 
     Raises:
         FasterViTError: there is no such table.
@@ -169,18 +192,19 @@ def read_table(path: Path) -> tuple[str, list[KernelResources]]:
             KernelResources(line["operator"], line["kernel"], *(int(line[column]) for column in _NUMBERS))
             for line in csv.DictReader(lines)
         ]
-        return first.removeprefix("# nvcc "), rows
+        version, _, seal = first.removeprefix("# nvcc ").partition(", seal ")
+        return Table(version, rows, seal)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FasterViTError(f"{path} is no table of kernels ({error}); write it with `{_WRITE}`") from error
 
 
-def write_table(rows: Iterable[KernelResources], version: str, path: Path) -> None:
-    """Rows sorted, under a line that says which nvcc they are of."""
+def write_table(table: Table, path: Path) -> None:
+    """Rows sorted, under a line that says which nvcc they are of, and the seal."""
     with new_file(path, overwrite=True) as temporary, temporary.open("w", newline="") as stream:
-        stream.write(f"# nvcc {version}\n")
+        stream.write(f"# nvcc {table.nvcc}, seal {table.seal}\n")
         writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in sorted(rows))
+        writer.writerows(asdict(row) for row in sorted(table.rows))
 
 
 @contextmanager
@@ -216,7 +240,7 @@ def resources_command(
     check_spills(rows)
     verdict = f"written to {TABLE}" if write else _compare(rows, nvcc.version)
     if write:
-        write_table(rows, nvcc.version, TABLE)
+        write_table(Table(nvcc.version, rows, seal_of(rows, nvcc, CSRC)), TABLE)
     kernels = len({(row.operator, row.kernel) for row in rows})
     say(f"{kernels} kernels on {len(chosen)} architectures: none spills, {verdict}")
 
@@ -236,10 +260,10 @@ def _parse(architectures: str) -> tuple[int, ...]:
 
 
 def _compare(rows: Sequence[KernelResources], version: str) -> str:
-    of, recorded = read_table(TABLE)
-    if of != version:  # other compilers allocate other registers
-        return f"registers not compared: this is nvcc {version}, {TABLE.name} is of {of}"
-    check_recorded(rows, recorded)
+    table = read_table(TABLE)
+    if table.nvcc != version:  # other compilers allocate other registers
+        return f"registers not compared: this is nvcc {version}, {TABLE.name} is of {table.nvcc}"
+    check_recorded(rows, table.rows)
     return f"registers and shared memory are those of {TABLE.name}"
 
 

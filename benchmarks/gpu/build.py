@@ -92,7 +92,7 @@ def build_with_nvcc(root: Path, build: Path, architecture: str) -> str:
     with ThreadPoolExecutor(usable_cpus()) as pool:
         jobs = ([*nvcc, "-c", "-o", target, source] for source, target in zip(sources, targets, strict=True))
         said = list(pool.map(_run, jobs))
-    exports = root / "cmake" / "exports.map"
+    exports = root / "plugins" / "cmake" / "exports.map"
     hide = ["-Xlinker", f"--version-script={exports}", "-Xlinker", "-Bsymbolic-functions"] if exports.is_file() else []
     return "".join(said) + _run([find_nvcc().path, "-shared", "-cudart", "static", *hide, "-o", library, *targets])
 

@@ -3,8 +3,9 @@ if(NOT CMAKE_CUDA_COMPILER)
   find_program(CMAKE_CUDA_COMPILER NAMES "$ENV{CUDACXX}" nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda PATH_SUFFIXES bin)
 endif()
 if(NOT CMAKE_CUDA_COMPILER)
-  message(FATAL_ERROR "No CUDA compiler: put nvcc on PATH or set CUDACXX to it. It needs no GPU; it comes with the CUDA toolkit, "
-                      "https://developer.nvidia.com/cuda-downloads, or from PyPI: pip install 'fastervit-trt[cuda-compiler]'")
+  message(FATAL_ERROR "No CUDA compiler: put nvcc on PATH or set CUDACXX to it. It needs no GPU; it comes with JetPack, "
+                      "with the CUDA toolkit, https://developer.nvidia.com/cuda-downloads, or from PyPI: pip install "
+                      "'fastervit-trt[cuda-compiler]'")
 endif()
 
 # The packages of PyPI have their libraries in lib, where nvcc itself does not look.

@@ -1,4 +1,5 @@
 # Looks for TensorRT's headers where FindTensorRT does, else gets them if asked to; TensorRT_FOUND says whether there are any.
+option(FASTERVIT_TRT_REQUIRE_PLUGINS "Fail where there are no headers, instead of leaving the plugins out" OFF)
 option(FASTERVIT_TRT_FETCH_TENSORRT "Get TensorRT's headers from NVIDIA's repository if there are none here" OFF)
 set(FASTERVIT_TRT_TENSORRT_TAG "v11.1" CACHE STRING "Release whose headers are fetched: that of the TensorRT in use")
 set(FASTERVIT_TRT_TENSORRT_REPOSITORY "https://github.com/NVIDIA/TensorRT" CACHE STRING "Where they are fetched from")
@@ -26,6 +27,12 @@ else()
   if(TensorRT_INCLUDE_DIR)
     set(found "TensorRT ${TensorRT_VERSION} headers in ${TensorRT_INCLUDE_DIR} are too old")
   endif()
-  message(STATUS "${found}: building the kernels, leaving out the TensorRT plugins. To have them, set TENSORRT_ROOT to a "
-                 "folder with include/NvInfer.h of TensorRT 10.0 or later, or -DFASTERVIT_TRT_FETCH_TENSORRT=ON")
+  set(remedy "set TENSORRT_ROOT to a folder with include/NvInfer.h of TensorRT 10.0 or later, or "
+             "-DFASTERVIT_TRT_FETCH_TENSORRT=ON")
+  list(JOIN remedy "" remedy)
+  if(FASTERVIT_TRT_REQUIRE_PLUGINS)
+    message(FATAL_ERROR "${found}: no plugins without them. Install those of the TensorRT in use (Jetson: sudo apt install "
+                        "nvidia-jetpack; elsewhere libnvinfer-headers-dev of NVIDIA's repository), ${remedy}")
+  endif()
+  message(STATUS "${found}: building the kernels, leaving out the TensorRT plugins. To have them, ${remedy}")
 endif()

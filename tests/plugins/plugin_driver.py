@@ -25,7 +25,16 @@ from fastervit_trt.plugins.nvcc import find_nvcc
 from tests.conftest import ROOT
 from tests.plugins.emulator import build
 
-__all__ = ["Driver", "Input", "cuda_driver", "emulated_driver", "tensorrt_headers", "unavailable"]
+__all__ = [
+    "Driver",
+    "Input",
+    "cuda_driver",
+    "cuda_headers",
+    "emulated_driver",
+    "said",
+    "tensorrt_headers",
+    "unavailable",
+]
 
 CSRC = ROOT / "plugins" / "csrc"
 CACHE = ROOT / "build" / "emulator"
@@ -35,7 +44,7 @@ DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
 def tensorrt_headers() -> Path | None:
-    """The folder that ``cmake/FindTensorRT.cmake`` finds."""
+    """The folder that ``plugins/cmake/FindTensorRT.cmake`` finds."""
     root = os.environ.get("TENSORRT_ROOT")
     folders = [Path(root, "include")] if root else [Path("/usr/include"), Path("/usr/local/include")]
     candidates = [*folders, *(path for folder in folders for path in folder.glob("*-linux-gnu"))]
@@ -182,16 +191,15 @@ def emulated_driver() -> Driver:
     """
     kernels, headers = build.emulated_library(), tensorrt_headers()
     assert headers is not None
-    cuda = re.search(r'INCLUDES="-I([^"]+)"', _said(find_nvcc().path, "--dryrun", "-x", "cu", os.devnull))
-    assert cuda is not None
-    flags = [*FLAGS, "-isystem", str(headers), "-isystem", cuda[1]]
+    flags = [*FLAGS, "-isystem", str(headers), "-isystem", cuda_headers()]
     sources = sorted({*CSRC.glob("plugin/*.cpp"), *CSRC.glob("*/plugin.cpp")})
     driver = CSRC / "driver" / "driver.cpp"
-    exports = ROOT / "cmake" / "exports.map"
+    exports = ROOT / "plugins" / "cmake" / "exports.map"
 
-    contents = [path.read_bytes() for path in (*sources, driver, exports, *sorted(CSRC.rglob("*.h")))]
+    included = sorted(path for path in CSRC.rglob("*.h") if path.parent.name != "runner")
+    contents = [path.read_bytes() for path in (*sources, driver, exports, *included)]
     version = (headers / "NvInferVersion.h").read_bytes()
-    key = hashlib.sha256(repr((_said("g++", "--version"), flags, contents, version, kernels.name)).encode()).hexdigest()
+    key = hashlib.sha256(repr((said("g++", "--version"), flags, contents, version, kernels.name)).encode()).hexdigest()
     folder = CACHE / f"plugins-{key[:16]}"
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -201,16 +209,23 @@ def emulated_driver() -> Driver:
             objects = [Path(name, f"{i}.o") for i in range(len(sources))]
             with ThreadPoolExecutor(2) as pool:
                 jobs = [
-                    pool.submit(_said, "g++", *flags, "-c", s, "-o", o) for s, o in zip(sources, objects, strict=True)
+                    pool.submit(said, "g++", *flags, "-c", s, "-o", o) for s, o in zip(sources, objects, strict=True)
                 ]
                 program = ["-DFASTERVIT_EMULATED", driver, "-o", scratch / "driver", "-ldl"]
-                jobs.append(pool.submit(_said, "g++", *flags, *program))
+                jobs.append(pool.submit(said, "g++", *flags, *program))
                 for job in jobs:
                     job.result()
             link = ["-shared", "-Wl,-z,defs", f"-Wl,--version-script={exports}", f"-Wl,-rpath,{kernels.parent}"]
-            _said("g++", *link, *objects, kernels, "-ldl", "-o", scratch / "libfastervit_plugins.so")
+            said("g++", *link, *objects, kernels, "-ldl", "-o", scratch / "libfastervit_plugins.so")
             scratch.replace(folder)
     return Driver(folder / "driver", folder / "libfastervit_plugins.so", Kernels(kernels))
+
+
+def cuda_headers() -> str:
+    """The folder that nvcc takes them from."""
+    found = re.search(r'INCLUDES="-I([^"]+)"', said(find_nvcc().path, "--dryrun", "-x", "cu", os.devnull))
+    assert found is not None
+    return found[1]
 
 
 def cuda_driver() -> Driver:
@@ -231,7 +246,8 @@ def _format(dtype: torch.dtype, channels_last: bool) -> str:
     return "hwc" if dtype == torch.float32 else "hwc8"
 
 
-def _said(*command: object) -> str:
+def said(*command: object) -> str:
+    """What a compiler says, which must end well."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

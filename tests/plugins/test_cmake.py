@@ -20,12 +20,14 @@ from fastervit_trt.plugins.kernels import SIGNATURES
 from fastervit_trt.plugins.library import Kind, load
 from fastervit_trt.plugins.nvcc import find_nvcc
 from fastervit_trt.plugins.operators import OPERATORS
+from fastervit_trt.plugins.sources import build_library, write_sources
 from tests.conftest import ROOT
 from tests.plugins.plugin_driver import CSRC, tensorrt_headers
 
 ARCHITECTURE = "89"
 KEPT = ROOT / "build" / "cmake-test"  # what is compiled is kept
 WITHOUT_TENSORRT = "-DCMAKE_DISABLE_FIND_PACKAGE_TensorRT=ON"  # whatever this machine has
+PROGRAMS = {"fastervit-plugin-driver", "fastervit-runner"}
 LEFT_OUT = "building the kernels, leaving out the TensorRT plugins. To have them, set TENSORRT_ROOT to a folder with"
 
 
@@ -68,16 +70,17 @@ def configure(nvcc: Path, tmp_path: Path) -> Callable[..., Said]:
 
 @pytest.fixture(scope="module")
 def built(nvcc: Path) -> Path:
-    """A build for one GPU, with plugins where TensorRT's headers are."""
+    """A build for one GPU of the sources that a bundle has, with plugins where TensorRT's headers are."""
     headers = tensorrt_headers()
-    folder = KEPT / (re.sub(r"\W+", "-", str(headers)).strip("-") if headers else "kernels")
-    outputs = {"LIBRARY": "lib", "RUNTIME": "bin"}
-    options = [f"-DCMAKE_{kind}_OUTPUT_DIRECTORY={folder / place}" for kind, place in outputs.items()]
+    folder = KEPT / (re.sub(r"\W+", "-", str(headers)).strip("-") if headers else "kernels") / "build"
+    sources = folder.with_name("sources")
+    shutil.rmtree(sources, ignore_errors=True)
+    write_sources(sources)
     environment = {name: os.environ[name] for name in ("TENSORRT_ROOT",) if name in os.environ}
-    options += [f"-DFASTERVIT_TRT_CUDA_ARCHITECTURES={ARCHITECTURE}", "-DFASTERVIT_TRT_WERROR=ON"]
+    options = [f"-DFASTERVIT_TRT_CUDA_ARCHITECTURES={ARCHITECTURE}", "-DFASTERVIT_TRT_WERROR=ON"]
     if "-Ofc" in subprocess.run([nvcc, "--help"], capture_output=True, text=True, check=True).stdout:
         options.append("-DCMAKE_CUDA_FLAGS=-Ofc=max")  # compiles in a quarter of the time, and nothing runs here
-    done = cmake("-S", ROOT, "-B", folder, *options, CUDACXX=str(nvcc), **environment)
+    done = cmake("-S", sources, "-B", folder, *options, CUDACXX=str(nvcc), **environment)
     assert done.code == 0, done.text
     done = cmake("--build", folder, "--parallel", "2")
     assert done.code == 0, done.text
@@ -119,13 +122,41 @@ def test_without_tensorrt_it_builds_the_kernels_and_says_so(configure: Callable[
     assert said.code == 0, said.text
     assert f"No TensorRT headers: {LEFT_OUT}" in said.text
     assert targets(tmp_path / "build") == {"fastervit_kernels"}
+    (link,) = (tmp_path / "build").rglob("fastervit_kernels.dir/link.txt")
+    (output,) = re.findall(r" -o (\S+)", link.read_text())  # from the folder of the target
+    made = Path(os.path.normpath(link.parents[2] / output))
+    assert made == ROOT / "build" / "lib" / "libfastervit_kernels.so"  # where the package looks
+
+    said = configure(WITHOUT_TENSORRT, "-DFASTERVIT_TRT_REQUIRE_PLUGINS=ON")
+    assert said.code != 0
+    assert (
+        "No TensorRT headers: no plugins without them. Install those of the TensorRT in use (Jetson: sudo " in said.text
+    )
+
+
+@pytest.mark.parametrize("place", ["VERSION", "../src/fastervit_trt/__init__.py", "../__init__.py"])
+def test_the_version_is_found_in_a_bundle_a_checkout_and_a_package(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "package" / "plugins"
+    write_sources(folder)
+    (folder / "VERSION").unlink()
+    command = ("-S", folder, "-B", tmp_path / "build", "-DCMAKE_CUDA_COMPILER=false")  # it need not come that far
+    said = cmake(*command)
+    assert said.code != 0
+    assert (
+        f"{folder} has no file VERSION and is no folder of the package: these sources were not copied whole"
+        in said.text
+    )
+    path = Path(os.path.normpath(folder / place))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("7.8.9\n" if place == "VERSION" else '"""A package."""\n__version__ = "7.8.9"\n')
+    assert "-- fastervit-trt 7.8.9 --" in cmake(*command).text
 
 
 def test_headers_come_from_tensorrt_root(configure: Callable[..., Said], tmp_path: Path) -> None:
     first, second = fake_headers(tmp_path / "first", "10.3.0"), fake_headers(tmp_path / "second", "12.34.5")
     said = configure(TENSORRT_ROOT=str(first))
     assert f"TensorRT 10.3.0 headers: {first}/include" in said.text
-    assert targets(tmp_path / "build") == {"fastervit_kernels", "fastervit_plugins", "fastervit-plugin-driver"}
+    assert targets(tmp_path / "build") == PROGRAMS | {"fastervit_kernels", "fastervit_plugins"}
     said = configure(f"-DTENSORRT_ROOT={second}", TENSORRT_ROOT=str(first))  # nor what was found before
     assert f"TensorRT 12.34.5 headers: {second}/include" in said.text
 
@@ -201,6 +232,7 @@ def test_every_source_is_compiled_for_every_gpu(configure: Callable[..., Said], 
             assert re.findall(r"code=\[?compute_(\d+)", command) == served[-1:], name
             assert "-Werror=all-warnings" in command
         assert re.search(r"-Wall[ ,]-Wextra.* (-Xcompiler=)?-Werror\b", command), name
+    assert f'-DFASTERVIT_VERSION=\\"{__version__}\\"' in commands["common/version.cpp"]
 
 
 def test_gpus_that_the_compiler_does_not_know(configure: Callable[..., Said], tmp_path: Path) -> None:
@@ -219,6 +251,30 @@ def test_gpus_that_the_compiler_does_not_know(configure: Callable[..., Said], tm
 def test_libraries_are_of_this_version(libraries: dict[Kind, Path]) -> None:
     for kind, path in libraries.items():
         load(path, kind)  # refuses others
+
+
+def test_the_library_is_built_where_it_is_to_run(with_plugins: Path, tmp_path: Path) -> None:
+    """As an installation does it, from what a bundle has; here it goes on from a build that is there."""
+    output, told = tmp_path / "lib" / "libfastervit_plugins.so", list[str]()
+    headers = tensorrt_headers()
+    assert headers is not None
+    sources = with_plugins.with_name("sources")
+    made = build_library(
+        sources,
+        output,
+        architectures=ARCHITECTURE,
+        tensorrt_root=headers.parent,
+        build=with_plugins,
+        show=told.append,
+    )
+    assert made == output
+    load(output, "plugins")  # refuses another version
+    assert output.read_bytes() == (with_plugins / "lib" / output.name).read_bytes()
+    assert f"fastervit-trt {__version__}" in told
+    assert "Built target fastervit_plugins" in told
+    log = output.with_suffix(".log").read_text()
+    assert f"cmake -S {sources} -B {with_plugins}" in log
+    assert {path.name for path in output.parent.iterdir()} == {output.name, "libfastervit_plugins.log"}
 
 
 def test_only_the_interface_leaves_the_libraries(libraries: dict[Kind, Path]) -> None:
@@ -268,6 +324,13 @@ def test_the_driver_finds_every_plugin(with_plugins: Path) -> None:
     assert {creator["name"] for creator in json.loads(done.stdout)} == {operator.onnx_name for operator in OPERATORS}
 
 
+def test_the_runner_starts_without_tensorrt_and_without_a_gpu(with_plugins: Path) -> None:
+    done = subprocess.run(
+        [with_plugins / "bin" / "fastervit-runner", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("fastervit-runner ENGINE IMAGES")
+
+
 def test_installed_headers_are_plain_c(built: Path, tmp_path: Path) -> None:
     done = cmake("--install", built, "--prefix", tmp_path)
     assert done.code == 0, done.text
@@ -275,7 +338,7 @@ def test_installed_headers_are_plain_c(built: Path, tmp_path: Path) -> None:
     expected = {f"include/fastervit/{path.relative_to(CSRC)}" for path in CSRC.glob("*/kernel.h")}
     headers = {name for name in installed if name.startswith("include/")}
     assert headers == {*expected, "include/fastervit/common/types.h"}
-    plugins = {"libfastervit_plugins.so", "fastervit-plugin-driver"} if tensorrt_headers() else set()
+    plugins = PROGRAMS | {"libfastervit_plugins.so"} if tensorrt_headers() else set()
     assert {Path(name).name for name in installed - headers} == {"libfastervit_kernels.so", *plugins}
 
     program = tmp_path / "program.c"

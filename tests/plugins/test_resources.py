@@ -1,4 +1,4 @@
-"""What ptxas says of the kernels: no spills, and what is recorded. Compiles all of them for every architecture."""
+"""What ptxas says of the kernels: no spills, and what is recorded. All are compiled, for every GPU if they changed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from fastervit_trt.plugins.resources import (
     ARCHITECTURES,
     TABLE,
     KernelResources,
+    Table,
     check_recorded,
     check_spills,
     measure,
     parse_ptxas,
     read_table,
+    seal_of,
     short_name,
     write_table,
 )
 from tests.conftest import ROOT
+from tests.plugins.plugin_driver import CSRC
 
+SHIPPED_FOR = "90"  # the one architecture that is compiled in any case
 ROW = KernelResources("window_reverse", "f<1>", 80, 32, 0, 0, 0, 0)
 
 # As nvcc 13.0 writes it, names demangled: a kernel with shared memory, one that spills, one with a function of its own.
@@ -66,19 +70,22 @@ def cuda_compiler() -> Nvcc:
 
 
 def test_no_kernel_spills_and_all_are_as_recorded(capfd: pytest.CaptureFixture[str]) -> None:
-    version = cuda_compiler().version
+    """Minutes for all architectures: one shows that it works here, while nothing can be different on the others."""
+    nvcc, table = cuda_compiler(), read_table(TABLE)
+    sealed = table.seal == seal_of(table.rows, nvcc, CSRC)
     with pytest.raises(SystemExit) as stop:
-        resources.main([])
+        resources.main(["--architectures", SHIPPED_FOR] if sealed else [])
     out, err = capfd.readouterr()
     assert stop.value.code == 0, err
-    if version == read_table(TABLE)[0]:
+    if nvcc.version == table.nvcc:
         assert out.endswith("none spills, registers and shared memory are those of resources.csv\n")
     else:
-        assert f"registers not compared: this is nvcc {version}" in out
+        assert f"registers not compared: this is nvcc {nvcc.version}" in out
 
 
 def test_every_operator_is_recorded_on_every_architecture() -> None:
-    version, rows = read_table(TABLE)
+    version, rows, seal = read_table(TABLE)
+    assert re.fullmatch(r"[0-9a-f]{16}", seal)
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
     assert {row.operator for row in rows} == {path.parent.name for path in TABLE.parent.glob("*/kernel.cu")}
@@ -90,7 +97,7 @@ def test_every_operator_is_recorded_on_every_architecture() -> None:
 
 
 def test_the_architectures_are_those_of_the_build() -> None:
-    text = "".join(path.read_text() for path in [ROOT / "CMakeLists.txt", *sorted((ROOT / "cmake").glob("*.cmake"))])
+    text = "".join(path.read_text() for path in sorted((ROOT / "plugins" / "cmake").glob("*.cmake")))
     (listed,) = re.findall(r'FASTERVIT_TRT_CUDA_ARCHITECTURES "([\d;]+)" CACHE', text)
     assert tuple(map(int, listed.split(";"))) == ARCHITECTURES
 
@@ -225,9 +232,10 @@ def test_each_sort_of_spill_counts(field: str) -> None:
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [replace(ROW, kernel='f<Tile<1, 2>, "x">'), ROW, replace(ROW, architecture=9), replace(ROW, operator="a")]
-    write_table(rows, "1.2.3", tmp_path / "table.csv")
-    assert read_table(tmp_path / "table.csv") == ("1.2.3", sorted(rows))
-    assert (tmp_path / "table.csv").read_text().startswith("# nvcc 1.2.3\noperator,kernel,architecture,registers,")
+    write_table(Table("1.2.3", rows, "0a1b"), tmp_path / "table.csv")
+    assert read_table(tmp_path / "table.csv") == ("1.2.3", sorted(rows), "0a1b")
+    text = (tmp_path / "table.csv").read_text()
+    assert text.startswith("# nvcc 1.2.3, seal 0a1b\noperator,kernel,architecture,registers,")
 
 
 @pytest.mark.parametrize("text", [None, "", "# nvcc 1\noperator\nx\n", "# nvcc 1\n" + "a,b,c\n1,2,3\n"])
@@ -305,6 +313,40 @@ def test_a_report_is_kept_until_source_headers_or_compiler_change(fake: FakeNvcc
     assert fake.asked() == 4
 
 
+def test_a_seal_is_broken_by_whatever_could_change_the_rows_and_by_changed_rows(
+    fake: FakeNvcc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csrc = folder_of(tmp_path, a='#include "direct.h"\n', b="1")
+    (csrc / "a" / "direct.h").write_text('#include "indirect.h"\n')
+    (csrc / "a" / "indirect.h").write_text("1")
+    rows = [ROW, replace(ROW, architecture=90)]
+    seen: list[str] = []
+
+    def broken() -> bool:
+        seen.append(seal_of(rows, Nvcc(fake.path), csrc))
+        return seen[-1] not in seen[:-1]
+
+    assert broken()
+    assert not broken()
+    (csrc / "a" / "unused.h").write_text("1")
+    rows.reverse()
+    assert not broken()
+    for file in ("b/kernel.cu", "a/direct.h", "a/indirect.h"):
+        (csrc / file).write_text((csrc / file).read_text() + "// changed\n")
+        assert broken()
+    (csrc / "a" / "added.cu").write_text("1")
+    assert broken()
+    fake.become("1.2.4")
+    assert broken()
+    monkeypatch.setattr(nvcc_module, "_FLAGS", (*nvcc_module._FLAGS, "-G"))
+    assert broken()
+    monkeypatch.setattr(resources, "ARCHITECTURES", (*ARCHITECTURES, 121))
+    assert broken()
+    rows[0] = replace(rows[0], registers=7)
+    assert broken()
+    assert fake.asked() == 0  # nothing was compiled
+
+
 def test_kernels_of_one_name_are_refused(fake: FakeNvcc, tmp_path: Path) -> None:
     csrc = folder_of(tmp_path, a="1")
     (csrc / "a" / "other.cu").write_text("2")
@@ -331,7 +373,9 @@ def run(*arguments: str) -> int | str | None:
 def test_the_command_writes_and_compares(table: Path, fake: FakeNvcc, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--write") == 0
     assert f"1 kernels on 7 architectures: none spills, written to {table}" in capfd.readouterr().out
-    assert read_table(table)[1] == [KernelResources("a", "a", a, 7, 0, 0, 0, 0) for a in ARCHITECTURES]
+    written = read_table(table)
+    assert written.rows == [KernelResources("a", "a", a, 7, 0, 0, 0, 0) for a in ARCHITECTURES]
+    assert written.seal == seal_of(written.rows, Nvcc(fake.path), resources.CSRC)
     assert run() == run("--architectures", "80,90") == 0
     assert "1 kernels on 2 architectures: none spills, registers and shared memory are" in capfd.readouterr().out
     table.write_text(table.read_text().replace("a,a,89,7,", "a,a,89,8,"))

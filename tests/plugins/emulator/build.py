@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 from fastervit_trt import __version__
 
 __all__ = ["emulated_library", "kernel_sources", "unavailable"]
@@ -71,7 +73,8 @@ def emulated_library(sources: Sequence[Path] | None = None) -> Path:
     kernel = [*KERNEL, *_options()]
     work = [(path, ENGINE) for path in sorted(HERE.glob("*.cpp"))] + [(path, kernel) for path in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(JOBS) as pool:
+    # The compilers of one process keep all cores busy; another one that wants the same waits and finds it compiled.
+    with FileLock(CACHE / "lock"), ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda item: _object(*item), work))
     library = CACHE / f"{_hash([SCRIPT.read_text(), *(path.name for path in objects)])}.so"
     if not library.is_file():
