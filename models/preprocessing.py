@@ -7,11 +7,13 @@ torchvision's ``Resize`` and ``CenterCrop``: where a side is rounded down, where
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from fastervit_trt.models.config import Preprocessing
+if TYPE_CHECKING:  # alone it needs NumPy and Pillow: Triton's Python step ships this very file
+    from fastervit_trt.models.config import Preprocessing
 
 __all__ = ["preprocess_image"]
 

@@ -1,0 +1,1 @@
+"""A bundle in, a model repository for the Triton Inference Server out."""
