@@ -15,7 +15,7 @@ from PIL import Image
 if TYPE_CHECKING:  # alone it needs NumPy and Pillow: Triton's Python step ships this very file
     from fastervit_trt.models.config import Preprocessing
 
-__all__ = ["preprocess_image"]
+__all__ = ["largest_pixels", "preprocess_image"]
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -33,6 +33,15 @@ def preprocess_image(image: Image.Image, how: Preprocessing, resolution: tuple[i
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
     normalised = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
+
+
+def largest_pixels(size: tuple[int, int], how: Preprocessing, resolution: tuple[int, int]) -> int:
+    """Pixels of a picture of ``size`` (width, height) where :func:`preprocess_image` holds most: as it is, or resized.
+
+    A very thin picture becomes enormous before its middle is cut out; strangers' pictures are judged by this first.
+    """
+    width, height = _resized(size, how, resolution)
+    return max(size[0] * size[1], width * height)
 
 
 def _resized(size: tuple[int, int], how: Preprocessing, resolution: tuple[int, int]) -> tuple[int, int]:

@@ -16,8 +16,6 @@ from fastervit_trt.export.graph import GRAPH_FILE, fused_calls
 
 __all__ = ["Portable", "calls_plugins", "check_export", "portable_engines"]
 
-_AMPERE = (8, 0)
-
 
 @dataclass(frozen=True)
 class Portable:
@@ -84,8 +82,8 @@ def _why_not(record: Mapping[str, Any], target: Target, library: str | None) -> 
         return f"built with {record['version']}, {target.name} has {target.versions}"
     if record["platform"] not in target.platforms:
         return f"built on {record['platform']}, {target.name} is {' or '.join(target.platforms)}"
-    anywhere = record["hardware_compatibility"] == "ampere+"
-    if record["compute_capability"] != target.capability and not (anywhere and _number(target.capability) >= _AMPERE):
+    anywhere = record["hardware_compatibility"] == "ampere+"  # no target is older
+    if record["compute_capability"] != target.capability and not anywhere:
         return f"for compute capability {record['compute_capability']}, {target.name} has {target.capability}"
     gpu = record["gpu"]  # None: built ahead of time, for every GPU of the capability
     if gpu is not None and not anywhere and not target.names(gpu):
@@ -94,10 +92,6 @@ def _why_not(record: Mapping[str, Any], target: Target, library: str | None) -> 
     if plugins is not None and plugins["sha256"] != library:
         return "the plugin library that it needs does not go along"
     return None
-
-
-def _number(capability: str | None) -> tuple[int, ...]:
-    return tuple(map(int, capability.split("."))) if capability else (0,)
 
 
 def _spoken(target: Target) -> str:

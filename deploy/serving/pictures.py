@@ -11,7 +11,7 @@ from PIL import Image
 from fastervit_trt.deploy.serving.limits import MOST_PIXELS
 from fastervit_trt.deploy.serving.refusal import RefusedError
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.preprocessing import preprocess_image
+from fastervit_trt.models.preprocessing import largest_pixels, preprocess_image
 
 __all__ = ["images_of_pictures"]
 
@@ -30,9 +30,10 @@ def images_of_pictures(
     for number, content in enumerate(pictures):
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-                if picture.width * picture.height > most_pixels:  # known before anything is decoded
+                if largest_pixels(picture.size, how, resolution) > most_pixels:  # known before anything is decoded
+                    size = f"{picture.width}x{picture.height}"
                     raise RefusedError(
-                        400, f"picture {number} has {picture.width}x{picture.height} pixels, more than {most_pixels}"
+                        400, f"picture {number} of {size} has more than {most_pixels} pixels, as it is or enlarged"
                     )
                 images[number] = preprocess_image(picture, how, resolution)
         except (RefusedError, MemoryError):

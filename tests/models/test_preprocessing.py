@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastervit_trt.models import get_variant, list_models
 from fastervit_trt.models.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from fastervit_trt.models.preprocessing import preprocess_image
+from fastervit_trt.models.preprocessing import largest_pixels, preprocess_image
 
 # As published with the weights: crop fraction, crop mode; all bicubic, with ImageNet's mean and deviation.
 PUBLISHED = {
@@ -157,3 +157,19 @@ def test_crop_fraction_cuts_the_border() -> None:
     pixels[16:-16, 16:-16] = 255  # exactly the 87.5 % that a crop of 224 in 256 keeps
     how = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.875)
     assert preprocess_image(Image.fromarray(pixels), how, (224, 224)).min() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("size", "how", "most"),
+    [
+        ((4000, 3000), CENTER, 4000 * 3000),
+        ((100, 100), CENTER, 256 * 256),
+        ((1, 20_000), CENTER, 256 * 20_000 * 256),
+        ((20_000, 1), Preprocessing(), 224 * 20_000 * 224),
+        ((1, 20_000), Preprocessing(crop_mode="squash"), 224 * 224),
+    ],
+)
+def test_how_large_a_picture_becomes_before_its_middle_is_cut_out(
+    size: tuple[int, int], how: Preprocessing, most: int
+) -> None:
+    assert largest_pixels(size, how, (224, 224)) == most

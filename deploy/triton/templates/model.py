@@ -67,12 +67,9 @@ class TritonPythonModel:
 
     def _check_size(self, size: tuple[int, int]) -> None:
         """Refuses a picture that needs too much memory: as it is, or, if it is very thin, after it was enlarged."""
-        width, height = size
-        pixels = width * height
-        if pixels <= self._max_pixels and self._how.crop_mode != "squash":
-            wanted_h, wanted_w = (side / self._how.crop_pct for side in self._resolution)
-            pixels = max(pixels, int(pixels * max(wanted_h / height, wanted_w / width) ** 2))
+        pixels = self._preprocessing.largest_pixels(size, self._how, self._resolution)
         if pixels > self._max_pixels:
+            width, height = size
             raise ValueError(f"{width} x {height} is more than {self._max_pixels} pixels, as it is or enlarged")
 
 

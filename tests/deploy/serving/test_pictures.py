@@ -79,6 +79,8 @@ def test_what_is_no_picture_is_named(served: Running) -> None:
         (encoded(Image.new("RGB", (8, 8)), "GIF"), "picture 1 cannot be read"),
         (huge_png(10_000, 5_001), "10000x5001"),
         (huge_png(60_000, 60_000), "picture 1 has more than 50000000 pixels"),
+        # 20 000 pixels, of which the resize would make 224 x 4 480 000
+        (huge_png(1, 20_000), "picture 1 of 1x20000 has more than 50000000 pixels, as it is or enlarged"),
     ):
         with pytest.raises(utilities.InferenceServerException, match=says) as refusal:
             infer(served, [good, bad])
