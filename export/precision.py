@@ -46,7 +46,7 @@ _OPSET, _OPSET_BF16 = 20, 22
 
 
 class _TorchType:
-    """PyTorch's type of a precision or of its class; engines are built on devices without PyTorch, which ask for none."""
+    """PyTorch's type of a precision or of its class; what builds engines asks for none, and needs no PyTorch."""
 
     def __get__(self, instance: Precision | None, owner: type[Precision]) -> torch.dtype:
         import torch

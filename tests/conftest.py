@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
-from fastervit_trt.cli import bench, engine, export
+from fastervit_trt.cli import bench, deploy, engine, export
 
 if TYPE_CHECKING:
     from tests.engines.graphs import Graphs
@@ -24,6 +27,38 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # Of fastervit-bench where times do not matter: few slices, no second process for what is unstable.
 QUICK_BENCH = ("--seconds", 0.1, "--rounds", 2, "--attempts", 1)
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # one of several processes that share the tests; None: all run here
+# They take file by file; what is long must not be left for the end, when nothing remains to be done beside it.
+LONGEST_FIRST = ("tests/plugins/test_resources.py", "tests/test_readme.py")
+
+if WORKER is not None:
+    torch.set_num_threads(1)  # the other cores have tests of their own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the longest files come first."""
+    if WORKER is not None:
+        order = {file: place for place, file in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder ``name`` of this run, filled by ``make``: by the first process that asks, and the others wait.
+
+    Nobody may change what is in there; whoever adds to it takes turns with the others.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if WORKER is None else own.parent
+    folder, made = shared / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -45,8 +80,9 @@ class Finished:
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Run ``fastervit-export``, ``fastervit-engine`` or ``fastervit-bench`` with arguments."""
-    mains = {"fastervit-export": export.main, "fastervit-engine": engine.main, "fastervit-bench": bench.main}
+    """Run ``fastervit-export``, ``fastervit-engine``, ``fastervit-bench`` or ``fastervit-deploy`` with arguments."""
+    modules = {"export": export, "engine": engine, "bench": bench, "deploy": deploy}
+    mains = {f"fastervit-{name}": module.main for name, module in modules.items()}
 
     def run(name: str, *arguments: object) -> Finished:
         capfd.readouterr()
@@ -95,26 +131,28 @@ def module_on_one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cache and keys of the run, not of the user."""
-    folder = tmp_path_factory.mktemp("user")
+    """Cache and keys of the run, not of the user. Keys are of all processes: so are the engines they sign."""
+    keys = made_once(tmp_path_factory, "user", lambda folder: None) / "keys"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTERVIT_TRT_CACHE", str(folder / "cache"))
-        patch.setenv("FASTERVIT_TRT_KEYS", str(folder / "keys"))
+        patch.setenv("FASTERVIT_TRT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FASTERVIT_TRT_KEYS", str(keys))
         yield
 
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``exports / "fp32"``, "fp16" and "bf16": the smallest digits model, dynamic batch 1:4:8, engine for 8.9."""
-    root = tmp_path_factory.mktemp("exports")
-    for precision in ("fp32", "fp16", "bf16"):
-        with pytest.raises(SystemExit) as stop:
-            export.main(
-                f"--model faster_vit_digits_s --pretrained --precision {precision} --batch 1:4:8 "
-                f"--output {root / precision}".split()
-            )
-        assert stop.value.code == 0
-    return root
+
+    def make(root: Path) -> None:
+        for precision in ("fp32", "fp16", "bf16"):
+            with pytest.raises(SystemExit) as stop:
+                export.main(
+                    f"--model faster_vit_digits_s --pretrained --precision {precision} --batch 1:4:8 "
+                    f"--output {root / precision}".split()
+                )
+            assert stop.value.code == 0
+
+    return made_once(tmp_path_factory, "exports", make)
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +160,7 @@ def graphs(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     """Graphs of the same model in every precision and form, and TensorRT-RTX's plans of them; made when asked for."""
     from tests.engines.graphs import Graphs  # which needs this module
 
-    return Graphs(exports, tmp_path_factory.mktemp("graphs"))
+    return Graphs(exports, made_once(tmp_path_factory, "graphs", lambda folder: None))
 
 
 @torch.no_grad()

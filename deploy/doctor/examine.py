@@ -42,7 +42,7 @@ def examine(here: Here, target: Target | None = None) -> list[Finding]:
         target: that this machine is to be; what keeps it from that comes last, in the area "target". Without one, that
             area says which target it is.
     """
-    looks = [
+    looks: list[tuple[str, Callable[[], list[Finding]]]] = [
         *((area, partial(check, here)) for area, check in _MACHINE),
         *(("Jetson", part) for part in jetson.parts(here)),
         *((area, partial(check, here)) for area, check in _SOFTWARE),

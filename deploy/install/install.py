@@ -112,13 +112,16 @@ def install(request: InstallRequest, here: Here, free: FreeMemory, step: Callabl
     return Installed(request.output, receipt, arrival)
 
 
-def verify_installed(folder: Path, *, seconds: float, step: Callable[[str], Any]) -> Arrival:
+def verify_installed(folder: Path, *, trust: bool = False, seconds: float, step: Callable[[str], Any]) -> Arrival:
     """Prove a deployment again: signature, hashes, golden outputs, precision, and a few seconds of work.
+
+    Args:
+        trust: take one that was installed by an unknown key.
 
     Raises:
         FasterViTError: not installed, changed since, or it does not do what it did.
     """
-    with step("signature and hashes"), opened_bundle(folder) as opened:
+    with step("signature and hashes"), opened_bundle(folder, trust=trust) as opened:
         receipt = Receipt.read(folder)
     engine = receipt.engine
     ran = receipt.arrival["file"]

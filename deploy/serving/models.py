@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,23 +110,21 @@ def models_of(bundle: Bundle, limits: Limits) -> dict[str, ServedModel]:
     labels = {output: names for output in classes if names}
     images = TensorSpec(export.input["name"], "FP32", (-1, *export.input["shape"][1:]))
     picture = TensorSpec(PICTURE_INPUT, "BYTES", (-1, 1))
-    shared = {"outputs": outputs, "labels": labels, "limits": limits}
+    served = partial(ServedModel, outputs=outputs, labels=labels, limits=limits)
     return {
         model.name: model
         for model in (
-            ServedModel(
-                export.model,
-                "onnxruntime_onnx",
-                images,
-                **shared,
+            served(
+                name=export.model,
+                platform="onnxruntime_onnx",
+                input=images,
                 executes=True,
                 to_images=_from_tensor(images),
             ),
-            ServedModel(
-                f"{export.model}_pictures",
-                "fastervit-trt_pictures",
-                picture,
-                **shared,
+            served(
+                name=f"{export.model}_pictures",
+                platform="ensemble",  # as Triton says of the repository's model of that name
+                input=picture,
                 executes=False,
                 to_images=_from_pictures(
                     picture, Preprocessing(**export.preprocessing), export.resolution, limits.body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def render_response(
     described, binary = [], []
     for asked in request.outputs:
         array = _asked_for(asked, outputs[asked.name], labels.get(asked.name, ()))
-        item = {
+        item: dict[str, Any] = {
             "name": asked.name,
             "datatype": "BYTES" if array.dtype == object else "FP32",
             "shape": list(array.shape),

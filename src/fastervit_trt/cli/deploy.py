@@ -147,7 +147,7 @@ def verify(
     for notice in manifest.notices:
         say(f"  notice: {notice}")
     if installed and bundle.is_dir():
-        _print_arrival(verify_installed(bundle, seconds=seconds, step=step))
+        _print_arrival(verify_installed(bundle, trust=trust, seconds=seconds, step=step))
 
 
 @app.command()

@@ -43,3 +43,4 @@ def _run(name: str) -> NoReturn:
         )
         sys.exit(2)
     module.main()
+    raise AssertionError("a command exits")

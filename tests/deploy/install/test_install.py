@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,8 +32,8 @@ from tests.engines.builds import builds
 Packed = Callable[[str, str], Path]
 
 
-def verified(folder: Path) -> Any:
-    return verify_installed(folder, seconds=SECONDS, step=lambda text: nullcontext())
+def verified(folder: Path, *, trust: bool = False) -> Any:
+    return verify_installed(folder, trust=trust, seconds=SECONDS, step=lambda text: nullcontext())
 
 
 def test_a_bundle_runs_where_it_is_installed(packed: Packed, installed: Install, tmp_path: Path) -> None:
@@ -52,6 +53,10 @@ def test_a_bundle_runs_where_it_is_installed(packed: Packed, installed: Install,
     with opened_bundle(folder) as opened:
         assert opened.bundle.manifest.files["receipt.json"]["role"] == "receipt"
     assert verified(folder).golden.passed
+    sums = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
+    )
+    assert sums.returncode == 0, sums.stdout
     with Engine.load(folder / "export") as engine:
         assert engine(np.zeros((1, 3, 224, 224), np.float32))[0].shape == (1, 10)
 
@@ -114,6 +119,10 @@ def test_another_machines_key_signs_what_is_installed_there(
     assert done.receipt.bundle["signer"]["signed"] == "trusted key"
     with opened_bundle(tmp_path / "deployed") as opened:
         assert opened.verdict.signed is Signed.OWN
+    monkeypatch.setenv("FASTERVIT_TRT_KEYS", str(tmp_path / "others-keys"))
+    with pytest.raises(FasterViTError, match="fastervit-deploy trust"):
+        verified(tmp_path / "deployed")
+    assert verified(tmp_path / "deployed", trust=True).golden.passed
 
 
 def test_a_machine_that_is_not_the_target(packed: Packed, installed: Install, tmp_path: Path) -> None:
@@ -203,6 +212,10 @@ def test_precision_is_what_the_session_says(exports: Path) -> None:
     fp16 = prove(exports / "fp16", Manifest.read(exports / "fp16"), "model.onnx")
     assert fp16.state == "emulated"  # its CPU provider computes them in float32
     assert set(fp16.products) == {"fp32"}
+    manifest = Manifest.read(exports / "fp32")
+    claimed = {"type": "int8-cpu", "base": "fp32", "blocks": ["stages.0.blocks.0.conv1"]}
+    nothing_in_8_bits = replace(manifest, graph={**manifest.graph, "quantisation": claimed})
+    assert prove(exports / "fp32", nothing_in_8_bits, "model.onnx").state == "emulated"
 
 
 @builds

@@ -25,7 +25,7 @@ from fastervit_trt.engines.machine import Machine
 from fastervit_trt.engines.signing import verify_record
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.plugins.library import find_library
+from fastervit_trt.plugins.library import VARIABLE, find_library
 from tests.deploy.install.conftest import PLENTY
 from tests.test_building import L4, WITH, TensorRt
 
@@ -64,9 +64,13 @@ def provided(bundle: Bundle, target: str | Target = "l4", free: FreeMemory = PLE
     return provision(bundle, chosen, BuildWish(**wish), free, lambda text: nullcontext())
 
 
-def test_an_engine_is_built_as_the_target_is_used(l4: Bundle, tensorrt: TensorRt) -> None:
+def test_an_engine_is_built_as_the_target_is_used(
+    l4: Bundle, tensorrt: TensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tensorrt.library))  # what lies about here did not come with the bundle
     done = provided(replace_plugin(l4, None))
     (request,) = tensorrt.built
+    assert request.plugins is None
     assert request.compute_capability is None  # for the GPU that is here
     assert request.options.workspace_mib == get_target("l4").workspace_mib
     assert [str(profile) for profile in request.profiles] == ["1:4:8"]  # the graph's own: it does not serve 64
