@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from fastervit_trt.artifacts import Manifest, new_file
+from fastervit_trt.artifacts import Manifest
 from fastervit_trt.cli.deploy_serving import Overwrite, TheBundle, Trust, one_of, serve_command, triton_command
+from fastervit_trt.cli.keys import key_command, trust_command
 from fastervit_trt.console import command_app, console, run_command, say, step
 from fastervit_trt.deploy.targets.detect import detect_target
 from fastervit_trt.deploy.targets.here import Here
 from fastervit_trt.deploy.targets.table import TARGETS, get_target
 from fastervit_trt.deploy.targets.target import Target
-from fastervit_trt.engines.keys import PublicKey, public_key_line, trust_key, trusted_keys
+from fastervit_trt.engines.keys import PublicKey, public_key_line
 from fastervit_trt.errors import FasterViTError
 
 if TYPE_CHECKING:
@@ -181,27 +182,8 @@ app.command("triton")(triton_command)
 app.command("serve")(serve_command)
 
 
-@app.command()
-def key(
-    output: Annotated[Path | None, typer.Option(help="Write the public key to this file, too.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Print this installation's public key, for targets to trust, and the keys trusted here."""
-    line = public_key_line()
-    if output is not None:
-        with new_file(output, overwrite=overwrite) as file:
-            file.write_text(f"{line}\n")
-    say(line)
-    for trusted in trusted_keys():
-        say(f"trusted: {trusted.fingerprint} {trusted.comment}")
-
-
-@app.command()
-def trust(source: Annotated[str, typer.Argument(help="File with a public key, or its line.")]) -> None:
-    """Trust bundles and engines signed with a key from now on. They are executable code: trust who may run programs."""
-    path = Path(source)
-    trusted = trust_key(path if path.is_file() else source)
-    say(f"trusted: {trusted.fingerprint} {trusted.comment}")
+app.command("key")(key_command)
+app.command("trust")(trust_command)
 
 
 def _target(name: str) -> Target:

@@ -12,6 +12,7 @@ import typer
 
 from fastervit_trt.artifacts import new_file
 from fastervit_trt.building import add_engines
+from fastervit_trt.cli.keys import key_command, trust_command
 from fastervit_trt.cli.printing import print_audit, print_engine
 from fastervit_trt.console import command_app, run_command, say
 from fastervit_trt.engine_choice import choose_engines, parse_capabilities, parse_plugin_choice
@@ -20,7 +21,6 @@ from fastervit_trt.engines.audit import Audit
 from fastervit_trt.engines.audit_difference import differences
 from fastervit_trt.engines.audit_files import read_audits
 from fastervit_trt.engines.cache import CacheEntry, EngineCache
-from fastervit_trt.engines.keys import public_key_line, trust_key, trusted_keys
 from fastervit_trt.engines.options import BuildOptions, HardwareCompatibility, parse_profiles
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
@@ -127,20 +127,8 @@ def verify(
         raise FasterViTError(f"{len(failed)} of {len(checks)} engines would not load here: {', '.join(failed)}")
 
 
-@app.command()
-def key() -> None:
-    """Print this installation's public key, for others to trust, and the keys trusted here."""
-    say(public_key_line())
-    for trusted in trusted_keys():
-        say(f"trusted: {trusted.fingerprint} {trusted.comment}")
-
-
-@app.command()
-def trust(source: Annotated[str, typer.Argument(help="File with a public key, or its line.")]) -> None:
-    """Trust engines signed with a key from now on. Engines are executable code: trust who you let run programs here."""
-    path = Path(source)
-    trusted = trust_key(path if path.is_file() else source)
-    say(f"trusted: {trusted.fingerprint} {trusted.comment}")
+app.command("key")(key_command)
+app.command("trust")(trust_command)
 
 
 @app.command()
