@@ -36,7 +36,7 @@ train: $(READY)  ## train the digits models again
 SITE := $(CURDIR)/build/gpu/site
 gpu:  ## build, check and time the kernels on this machine's GPU; options in GPU="--stages core"
 	rm -rf $(SITE) && mkdir -p $(SITE)/fastervit_trt
-	ln -s $(CURDIR)/src/fastervit_trt/* $(patsubst %,$(CURDIR)/%,models export plugins engines benchmarks) $(SITE)/fastervit_trt
+	ln -s $(CURDIR)/src/fastervit_trt/* $(patsubst %,$(CURDIR)/%,models export plugins engines benchmarks deploy) $(SITE)/fastervit_trt
 	PYTHONPATH=$(SITE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m fastervit_trt.benchmarks.gpu $(GPU)
 
 $(READY): pyproject.toml requirements/constraints.txt

@@ -7,6 +7,7 @@ format, float32 and in C order, which programs without NumPy read, too.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,9 @@ class Golden:
         """The files written, and the record that :meth:`read` takes."""
         arrays = {_IMAGES: self.images, **{f"golden-{name}.npy": array for name, array in self.outputs.items()}}
         for file, array in arrays.items():
-            np.save(folder / file, np.ascontiguousarray(array, dtype="<f4"), allow_pickle=False)
+            content = io.BytesIO()  # NumPy's own writing to files does not say that the disk is full
+            np.save(content, np.ascontiguousarray(array, dtype="<f4"), allow_pickle=False)
+            (folder / file).write_bytes(content.getbuffer())
         outputs = {name: {"file": f"golden-{name}.npy", "budget": budget} for name, budget in self.budgets.items()}
         return [folder / file for file in arrays], {"kinds": self.kinds, "images": _IMAGES, "outputs": outputs}
 

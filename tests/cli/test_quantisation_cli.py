@@ -67,7 +67,8 @@ def test_int8_is_calibrated_judged_and_written_with_its_ranges(command: Command,
     assert done.code == 0, done.err
     manifest = Manifest.read(output)
     assert {path.name for path in output.iterdir()} == {*manifest.files, "manifest.json"}
-    assert set(manifest.files) == {"model.onnx", "ranges.json"}
+    golden = {"golden-images.npy", "golden-logits.npy"}
+    assert set(manifest.files) == {"model.onnx", "ranges.json", *golden}
     assert Ranges.read(output / "ranges.json") == Ranges.read(ranges)
     assert manifest.accuracy is not None
     assert manifest.accuracy["artifact"]["top1"] == accuracy_of(output)

@@ -194,7 +194,7 @@ def test_a_job_survives_its_way_to_the_process(tmp_path: Path) -> None:
 def test_make_gpu_runs_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    for name in ("src", "models", "export", "plugins", "engines", "benchmarks", "Makefile", "CMakeLists.txt"):
+    for name in ("src", "models", "export", "plugins", "engines", "benchmarks", "deploy", "Makefile", "CMakeLists.txt"):
         (checkout / name).symlink_to(ROOT / name)
     # In place of Python: Python without the editable installation that these tests run on.
     code = """
