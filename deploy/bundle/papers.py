@@ -88,6 +88,16 @@ def write_readme(folder: Path, name: str, manifest: Manifest, target: Target, bu
         f"- {EXPORT_FOLDER}/{golden.get('images')} holds images, golden-*.npy beside it what PyTorch makes of them;",
         "  the largest error allowed is in the manifest there.",
     ]
+    if target.runtime == "tensorrt" and len(golden.get("outputs", {})) == 1:
+        (output,) = golden["outputs"].values()
+        expected = f"--golden {EXPORT_FOLDER}/{output['file']}"
+        lines += [
+            "- An engine that was built is run, and held to the same, without Python:",
+            "",
+            f"    fastervit-runner ENGINE {EXPORT_FOLDER}/{golden['images']} {expected} \\",
+            f"        --tolerance {output['budget']:.6g}",
+            "",
+        ]
     if build is not None:
         lines += [
             "- The plugins are built with TENSORRT_ROOT at the folder of TensorRT's include/:",

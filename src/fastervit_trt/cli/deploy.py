@@ -71,7 +71,11 @@ def pack(
     request = PackRequest(export, chosen, output, labels, choice, overwrite)
     packed = write_bundle(request, step)
     manifest, size = packed.manifest, sum(int(entry["bytes"]) for entry in packed.manifest.files.values())
-    say(f"{packed.path}: {manifest.name}, {len(manifest.files)} files, {size / 1e6:.1f} MB, for {chosen.title}")
+    packed_in = f" in {packed.path.stat().st_size / 1e6:.1f} MB" if packed.path.is_file() else ""
+    say(
+        f"{packed.path}: {manifest.name}, {len(manifest.files)} files, {size / 1e6:.1f} MB{packed_in}, "
+        f"for {chosen.title}"
+    )
     engines = [path for path, entry in manifest.files.items() if entry["role"] == "engine"]
     say(f"  engines: {', '.join(engines) or 'none, it is built on the target'}")
     for file, reason in packed.left_out.items():

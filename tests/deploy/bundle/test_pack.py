@@ -161,7 +161,10 @@ def test_plugins_go_as_sources_or_as_the_library_of_that_processor(
     assert not (there / "plugins/source").exists()
     thor = packed(exports, tmp_path / "thor", "jetson-thor", "fp16")
     assert (thor / "plugins/source/CMakeLists.txt").is_file()
-    assert "cmake -S plugins/source" in (thor / "README.txt").read_text()
+    read_me = (thor / "README.txt").read_text()
+    assert "cmake -S plugins/source" in read_me
+    budget = Manifest.read(thor / EXPORT_FOLDER).verification["budget"]
+    assert f"--golden export/golden-logits.npy \\\n        --tolerance {budget:.6g}\n" in read_me
     assert not list(thor.rglob("*.so"))
     with opened_bundle(thor) as opened:
         assert opened.bundle.manifest.plugin is not None
