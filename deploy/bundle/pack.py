@@ -24,6 +24,7 @@ from fastervit_trt.deploy.bundle.manifest import BUNDLE_FILE, EXPORT_FOLDER, SIG
 from fastervit_trt.deploy.bundle.papers import write_checksums, write_licences, write_preprocessing, write_readme
 from fastervit_trt.deploy.bundle.signature import sign_bundle
 from fastervit_trt.deploy.bundle.suitability import calls_plugins, check_export
+from fastervit_trt.deploy.doctor.fatbin import read_architectures
 from fastervit_trt.deploy.targets.target import Target
 from fastervit_trt.engines.cache import EngineCache
 from fastervit_trt.engines.keys import signing_key
@@ -72,7 +73,7 @@ class PackRequest:
     Attributes:
         output: a folder, or an archive where it ends in ``.tar.zst``.
         labels: a text file with one class name a line.
-        plugins: "auto" takes the library where it is one for the target's processor, else its sources.
+        plugins: "auto" takes the library where it is one for the target's processor and GPU, else its sources.
     """
 
     export: Path
@@ -193,7 +194,7 @@ def _library(request: PackRequest) -> Path | None:
     """The plugin library to send along.
 
     Raises:
-        FasterViTError: it was asked for and there is none, or it is one for another processor.
+        FasterViTError: it was asked for and there is none, or it is one for another processor or other GPUs.
     """
     if not request.target.plugins or request.plugins in ("sources", "none"):
         if request.plugins == "library":
@@ -205,14 +206,23 @@ def _library(request: PackRequest) -> Path | None:
         if request.plugins == "library":
             raise
         return None
-    platform = _platform_of(path)
-    if platform in request.target.platforms:
+    reason = _why_not_there(path, request.target)
+    if reason is None:
         return path
     if request.plugins == "library":
         raise FasterViTError(
-            f"'{path}' is a library for {platform}, {request.target.name} is {' or '.join(request.target.platforms)}; "
-            "pack with --plugins sources, they are built on the target"
+            f"'{path}' is a library for {reason}; pack with --plugins sources, they are built on the target"
         )
+    return None
+
+
+def _why_not_there(library: Path, target: Target) -> str | None:
+    """What keeps a plugin library from running on ``target``, after "is a library for"."""
+    if (platform := _platform_of(library)) not in target.platforms:
+        return f"{platform}, {target.name} is {' or '.join(target.platforms)}"
+    architectures = read_architectures(library)
+    if target.capability is not None and not architectures.serve(target.capability):
+        return f"{architectures}, {target.name} has compute capability {target.capability}"
     return None
 
 

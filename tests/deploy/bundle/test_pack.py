@@ -26,6 +26,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins import library
 from tests.deploy.bundles import flip_weight, read_tree, signed_again
 from tests.deploy.conftest import LABELS
+from tests.deploy.targets.machines import container
 
 
 def packed(exports: Path, output: Path, target: str = "cpu", precision: str = "fp32", **options: object) -> Path:
@@ -154,7 +155,7 @@ def test_plugins_go_as_sources_or_as_the_library_of_that_processor(
     exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x86 = tmp_path / "libfastervit_plugins.so"
-    x86.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + b"plugins")
+    x86.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + container((2, 89), (2, 120)))
     monkeypatch.setenv(library.VARIABLE, str(x86))
     there = packed(exports, tmp_path / "l4", "l4", "fp16")
     assert (there / "plugins/libfastervit_plugins.so").read_bytes() == x86.read_bytes()
@@ -171,6 +172,10 @@ def test_plugins_go_as_sources_or_as_the_library_of_that_processor(
         assert opened.bundle.manifest.plugin["kind"] == "sources"
     with pytest.raises(FasterViTError, match="library for linux-x86_64, jetson-thor is linux-aarch64"):
         packed(exports, tmp_path / "no", "jetson-thor", "fp16", plugins="library")
+    hopper = packed(exports, tmp_path / "h100", "h100", "fp16")  # for which the library holds no code
+    assert (hopper / "plugins/source").is_dir() and not list(hopper.rglob("*.so"))
+    with pytest.raises(FasterViTError, match=r"library for sm89, sm120, h100 has compute capability 9\.0"):
+        packed(exports, tmp_path / "no", "h100", "fp16", plugins="library")
     assert not (packed(exports, tmp_path / "none", "l4", "fp16", plugins="none") / "plugins").exists()
     with pytest.raises(FasterViTError, match="takes no plugins"):
         packed(exports, tmp_path / "no", "rtx-40", "fp16", plugins="library")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.library import INTERFACE, VARIABLE
 from fastervit_trt.plugins.nvcc import find_nvcc
 from tests.conftest import TESTS
-from tests.deploy.targets.machines import nvidia_smi
+from tests.deploy.targets.machines import container, nvidia_smi
 
 L4 = Here(platform="linux-x86_64", gpu="NVIDIA L4", capability="8.9", driver="580.65.06")
 KERNEL = "__global__ void k(float* x) { x[0] = 1; }\n"
@@ -38,13 +37,6 @@ int fastervit_interface(void) { return %d; }
 const char* fastervit_version(void) { return "%s"; }
 void getCreators(void) {}
 """
-
-
-def container(*images: tuple[int, int]) -> bytes:
-    """What nvcc writes of one file: images of (kind, architecture) with 24 bytes each."""
-    bodies = [struct.pack("<HHIQ12xI", kind, 0x101, 32, 24, number) + bytes(24) for kind, number in images]
-    body = b"".join(bodies)
-    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,3 +106,10 @@ def tool(folder: Path, name: str, script: str) -> None:
 def nvidia_smi(folder: Path, answers: Mapping[str, str], devices: tuple[str, ...] = ("0",)) -> None:
     """One GPU, known by ``devices``, that answers these fields and no others."""
     tool(folder, "nvidia-smi", _SMI.format(python=sys.executable, answers=json.dumps(dict(answers)), devices=devices))
+
+
+def container(*images: tuple[int, int]) -> bytes:
+    """What nvcc writes of one file: images of (kind, architecture) with 24 bytes each."""
+    bodies = [struct.pack("<HHIQ12xI", kind, 0x101, 32, 24, number) + bytes(24) for kind, number in images]
+    body = b"".join(bodies)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
