@@ -24,7 +24,6 @@ from fastervit_trt.deploy.bundle.manifest import BUNDLE_FILE, EXPORT_FOLDER, SIG
 from fastervit_trt.deploy.bundle.papers import write_checksums, write_licences, write_preprocessing, write_readme
 from fastervit_trt.deploy.bundle.signature import sign_bundle
 from fastervit_trt.deploy.bundle.suitability import calls_plugins, check_export
-from fastervit_trt.deploy.doctor.fatbin import read_architectures
 from fastervit_trt.deploy.targets.target import Target
 from fastervit_trt.engines.cache import EngineCache
 from fastervit_trt.engines.keys import signing_key
@@ -32,6 +31,7 @@ from fastervit_trt.engines.machine import Machine
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.golden import GoldenComparison
 from fastervit_trt.export.graph import GRAPH_FILE
+from fastervit_trt.plugins.fatbin import read_architectures
 from fastervit_trt.plugins.library import find_library
 from fastervit_trt.plugins.sources import build_command, write_sources
 

@@ -14,11 +14,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from fastervit_trt.deploy.doctor.fatbin import read_architectures
 from fastervit_trt.deploy.doctor.findings import Finding, note, ok, problem
 from fastervit_trt.deploy.targets.here import Here
 from fastervit_trt.engines.api import INSTALL, MODULES, NAMES, RuntimeName, unsuitable_reason
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.plugins.fatbin import read_architectures
 from fastervit_trt.plugins.library import VARIABLE, find_library
 
 __all__ = ["check_onnxruntime", "check_plugins", "check_pycuda", "check_tensorrt", "check_tensorrt_rtx", "cuda_of"]

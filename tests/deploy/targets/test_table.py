@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastervit_trt.deploy.doctor.fatbin import Architectures
 from fastervit_trt.deploy.targets import TARGETS, Fact, Target, VersionRange, get_target
 from fastervit_trt.engines.api import TensorRtApi, check_target, unsuitable_reason
 from fastervit_trt.engines.rtx import RtxTarget, check_precision
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.precision import PRECISIONS
+from fastervit_trt.plugins.fatbin import Architectures
 from tests.conftest import ROOT
 
 ROWS = list(TARGETS.values())
