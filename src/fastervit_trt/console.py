@@ -48,6 +48,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoR
         arguments: the command line without the program's name; the process's own by default.
     """
     signal.signal(signal.SIGTERM, _stop)  # so that temporary folders are removed
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a parent's "ignore" stays
+        signal.signal(signal.SIGINT, _stop)
     try:
         code = app(arguments, standalone_mode=False)
     except FasterViTError as error:
@@ -111,8 +113,16 @@ def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
+class _Interrupted(KeyboardInterrupt):
+    """An interrupt whose exit code is ours.
+
+    CPython notes a plain KeyboardInterrupt that passes through ``exec()``, as in an import, and at exit kills the
+    process with SIGINT, whatever was caught and returned since. It compares the exact type.
+    """
+
+
 def _stop(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
