@@ -43,7 +43,7 @@ $(READY): pyproject.toml requirements/constraints.txt
 	@echo "preparing $(VENV) (first time, or after a change of requirements)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off -q -c requirements/constraints.txt -e '.[export,cpu,serve,demo,dev]'
+	$(BIN)/python -m pip install --progress-bar off -q -c requirements/constraints.txt -e '.[export,tasks,cpu,serve,demo,dev]'
 	@touch $@
 
 clean:  ## remove the environment and everything built

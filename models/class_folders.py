@@ -18,7 +18,15 @@ from pathlib import Path
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["SUFFIXES", "ClassFolders", "image_files", "is_imagenet_1k", "is_wordnet", "read_class_folders"]
+__all__ = [
+    "SUFFIXES",
+    "ClassFolders",
+    "image_files",
+    "is_imagenet_1k",
+    "is_wordnet",
+    "read_class_folders",
+    "read_class_names",
+]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
@@ -63,7 +71,7 @@ def read_class_folders(root: Path) -> ClassFolders:
                 f"all classes of the model, one a line, in '{root / _LIST}'"
             )
     else:
-        names = _read_mapping(mapping)
+        names = read_class_names(mapping)
         if unknown := [name for name in found if name not in set(names)]:
             raise FasterViTError(f"{_listed(unknown)} in '{root}' is not in '{mapping}'; add or remove it")
     files = [(path, index) for index, name in enumerate(names) for path in found.get(name, [])]
@@ -128,8 +136,12 @@ def _mapping_file(folders: Iterable[Path]) -> Path | None:
     return found[0] if found else None
 
 
-def _read_mapping(path: Path) -> list[str]:
-    """Names in the order of their indices."""
+def read_class_names(path: Path) -> list[str]:
+    """Names in the order of their indices, of a ``classes.txt`` or ``class_to_idx.json``.
+
+    Raises:
+        FasterViTError: it does not number them.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _names_of_list(text) if path.name == _LIST else _names_of_indices(json.loads(text))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.geometry import CarrierOrder, StageGeometry, stage_resolutions
+
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.heads import DetectionHead, SegmentationHead
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -108,4 +111,5 @@ class Variant:
 
     config: FasterViTConfig
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    shipped_weights: str | None = None  # file name under models/digits/weights
+    shipped_weights: str | None = None  # file name in the folder of weights of models/digits or models/scenes
+    head: SegmentationHead | DetectionHead | None = None  # what the shipped weights have on top; None: a classifier

@@ -1,20 +1,15 @@
-"""Images to measure accuracy on or to calibrate with: the shipped digits, or a folder."""
+"""Images to measure a classifier's accuracy on, or to calibrate any model with: what ships here, or a folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.class_folders import (
     SUFFIXES,
     image_files,
@@ -23,15 +18,12 @@ from fastervit_trt.models.class_folders import (
     read_class_folders,
 )
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.decoding import Picture, Unreadable, decoded, readable
+from fastervit_trt.models.decoding import Picture, Unreadable
 from fastervit_trt.models.digits.data import load_digits_split
+from fastervit_trt.models.picture_set import LEFT_OUT, numbered_batches, set_sha256, spread
+from fastervit_trt.models.scenes.data import scene
 
 __all__ = ["CalibrationImages", "LabelledImages", "open_calibration_images", "open_dataset"]
-
-_Item = TypeVar("_Item")
-
-_LEFT_OUT = 0.01  # share of unreadable images that accuracy survives: less than its interval on 10 000 images is wide
-_HASHED = 256  # images whose contents are part of a data set's identity; 50 000 would take minutes from a disk
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class LabelledImages:
     class_names: tuple[str, ...] = ()  # in the order of the indices, where they have names
     mapping: Path | None = None  # the file that numbers the classes; None: the order of their names does
     root: Path | None = None  # folder of the images
-    max_unreadable: float = _LEFT_OUT  # share of images that may be unreadable and are then left out
+    max_unreadable: float = LEFT_OUT  # share of images that may be unreadable and are then left out
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,25 +61,15 @@ class LabelledImages:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As :meth:`batches`, with the numbers (B,) of the images in the data set instead of their labels."""
         missing = [] if left_out is None else left_out
-        share, name = self.max_unreadable, f"dataset '{self.name}'"
-        yield from _batches(self.images, size, how, resolution, share, name, missing)
+        share, data = self.max_unreadable, f"dataset '{self.name}'"
+        yield from numbered_batches(self.images, size, how, resolution, share=share, data=data, left_out=missing)
 
     def sha256(self, without: Collection[int] = ()) -> str:
-        """What this data set is, but for the images numbered ``without``.
-
-        Every image counts with its path below the folder, its size in bytes and its label; the contents of 256 evenly
-        spread ones count, too, so that the same pictures compressed anew are another data set. One file of tens of
-        thousands that was replaced by another of the same size goes unnoticed.
-        """
-        missing = set(without)
-        kept = [i for i in range(len(self)) if i not in missing]
-        hashed = set(_spread(kept, _HASHED))
-        digest = hashlib.sha256(f"{self.classes} classes, {len(kept)} images".encode())
-        for i in kept:
-            digest.update(f"\n{int(self.labels[i])} {self._identity(i)}".encode())
-            if i in hashed:
-                digest.update(_contents(self.images[i]))
-        return digest.hexdigest()
+        """What this data set is, but for the images numbered ``without``
+        (:func:`~fastervit_trt.models.picture_set.set_sha256`)."""
+        return set_sha256(
+            self.images, self.root, f"{self.classes} classes", lambda i, _: str(int(self.labels[i])), without
+        )
 
     def check_classes(self, classes: int, model: str, *, imagenet: bool = False) -> None:
         """Labels mean something only where data and model have the same classes in the same order.
@@ -116,13 +98,6 @@ class LabelledImages:
                 f"the classes of {model}{otherwise}"
             )
 
-    def _identity(self, index: int) -> str:
-        image = self.images[index]
-        if isinstance(image, Image.Image):
-            return f"{image.mode} {image.size}"
-        path = image.relative_to(self.root).as_posix() if self.root is not None else image.name
-        return f"{path} {image.stat().st_size}"
-
 
 @dataclass(frozen=True)
 class CalibrationImages:
@@ -140,7 +115,8 @@ class CalibrationImages:
         Raises:
             FasterViTError: an image cannot be read: ranges say how many and which images they are of.
         """
-        for pictures, _ in _batches(self.images, size, how, resolution, 0.0, f"calibration data '{self.name}'", []):
+        data = f"calibration data '{self.name}'"
+        for pictures, _ in numbered_batches(self.images, size, how, resolution, share=0.0, data=data, left_out=[]):
             yield pictures
 
     def sha256(self) -> str:
@@ -152,7 +128,7 @@ class CalibrationImages:
         return digest.hexdigest()
 
 
-def open_dataset(spec: str, max_unreadable: float = _LEFT_OUT) -> LabelledImages:
+def open_dataset(spec: str, max_unreadable: float = LEFT_OUT) -> LabelledImages:
     """``"digits"`` (the held-out third) or the path of a folder with one sub-folder of images per class.
 
     Class indices follow ``classes.txt`` or ``class_to_idx.json`` in the folder, else the sorted names of the
@@ -167,6 +143,8 @@ def open_dataset(spec: str, max_unreadable: float = _LEFT_OUT) -> LabelledImages
     if spec == "digits":
         pictures, labels = load_digits_split("held_out")
         return LabelledImages("digits, held-out third", tuple(pictures), labels, classes=10)
+    if spec == "scenes":
+        raise FasterViTError("'scenes' have boxes and masks, the model classifies: take 'digits' or a folder")
     root = Path(spec)
     if not root.is_dir():
         raise FasterViTError(f"dataset '{spec}' is neither 'digits' nor a folder")
@@ -184,46 +162,22 @@ def open_dataset(spec: str, max_unreadable: float = _LEFT_OUT) -> LabelledImages
 
 
 def open_calibration_images(spec: str, count: int) -> CalibrationImages:
-    """``"digits"`` (the two thirds to train on) or a folder of images, at any depth; ``count`` of them, evenly spread.
+    """``count`` images: ``"digits"`` (of the two thirds to train on), ``"scenes"`` (to train on), or of a folder.
+
+    They are spread evenly over what there is, in folders at any depth.
 
     Raises:
         FasterViTError: no such folder, or no images in it.
     """
     if spec == "digits":
         pictures, _ = load_digits_split("train")
-        return CalibrationImages("digits, training part", _spread(pictures, count))
+        return CalibrationImages("digits, training part", spread(pictures, count))
+    if spec == "scenes":
+        return CalibrationImages("scenes, training part", tuple(scene(i, "train").picture for i in range(count)))
     root = Path(spec)
     if not root.is_dir():
-        raise FasterViTError(f"calibration data '{spec}' is neither 'digits' nor a folder")
+        raise FasterViTError(f"calibration data '{spec}' is neither 'digits' nor a folder nor 'scenes'")
     paths = image_files(root)
     if not paths:
         raise FasterViTError(f"calibration folder '{spec}' has no images ({', '.join(sorted(SUFFIXES))})")
-    return CalibrationImages(root.name, _spread(paths, count))
-
-
-def _spread(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
-    """Evenly over all: files come sorted by class, and the first few hundred would be one class alone."""
-    count = min(count, len(items))
-    return tuple(items[i * len(items) // count] for i in range(count))
-
-
-def _batches(
-    images: Sequence[Picture],
-    size: int,
-    how: Preprocessing,
-    resolution: tuple[int, int],
-    share: float,
-    data: str,
-    left_out: list[Unreadable],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of what can be read, with the numbers of the images."""
-    with closing(decoded(images, how, resolution, ahead=size + usable_cpus())) as items:
-        kept = readable(items, len(images), share, data, left_out)
-        while batch := list(islice(kept, size)):
-            numbers, pictures = zip(*batch, strict=True)
-            yield np.stack(pictures), np.array(numbers)
-
-
-def _contents(image: Picture) -> bytes:
-    content = image.tobytes() if isinstance(image, Image.Image) else image.read_bytes()
-    return hashlib.sha256(content).digest()
+    return CalibrationImages(root.name, spread(paths, count))

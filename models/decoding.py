@@ -20,7 +20,7 @@ from fastervit_trt.host import usable_cpus
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.preprocessing import preprocess_image
 
-__all__ = ["Picture", "Unreadable", "decoded", "describe_unreadable", "readable"]
+__all__ = ["Picture", "Unreadable", "decoded", "describe_unreadable", "readable", "why_unreadable"]
 
 Picture = Image.Image | Path
 
@@ -98,7 +98,7 @@ def _decode(index: int, image: Picture, how: Preprocessing, resolution: tuple[in
         try:
             picture = _opened(image)
         except Exception as error:  # damaged bytes make decoders raise anything: SyntaxError, struct.error, …
-            return Unreadable(index, image, _reason(image, error))
+            return Unreadable(index, image, why_unreadable(image, error))
     assert isinstance(picture, Image.Image)
     pixels: np.ndarray = preprocess_image(picture, how, resolution)
     return pixels
@@ -109,7 +109,8 @@ def _opened(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with the picture ``path``, from what Pillow raised."""
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):

@@ -5,15 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.models.config import FasterViTConfig, Variant, with_resolution
+from fastervit_trt.models.config import FasterViTConfig, Preprocessing, Variant, with_resolution
 from fastervit_trt.models.fastervit import FasterViT, FasterViTBackbone
 from fastervit_trt.models.geometry import CarrierOrder
+from fastervit_trt.models.tasks.heads import TASK_CLASSES, DetectionHead, SegmentationHead, Task, get_task
 from fastervit_trt.models.variants import VARIANTS
 
-__all__ = ["ModelSpec", "create_model", "get_variant", "list_models", "resolve_config"]
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
+
+__all__ = ["ModelSpec", "construct", "create_model", "get_variant", "list_models", "resolve_config"]
+
+_HEADS: dict[Task, SegmentationHead | DetectionHead] = {
+    "segmentation": SegmentationHead(),
+    "detection": DetectionHead(),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,39 @@ class ModelSpec:
     window_size: tuple[int, ...] | None = None
     ct_size: int | None = None
     carrier_order: str | None = None
-    out_indices: tuple[int, ...] | None = None  # stages of the backbone form; None: the classifier
+    out_indices: tuple[int, ...] | None = None  # stages of the backbone form; None: a model with its head
+    task: str | None = None
+
+    @property
+    def head(self) -> SegmentationHead | DetectionHead | None:
+        """What is on top of the backbone; None: the classifier, or nothing.
+
+        Raises:
+            FasterViTError: unknown name or task, or a task for a bare backbone.
+        """
+        own = get_variant(self.name).head
+        task = self.chosen_task
+        if self.out_indices is not None:
+            if self.task is not None:
+                raise FasterViTError("a backbone has no task; leave out either the task or features_only")
+            return None
+        return own if own is not None and task == _task_of(own) else _HEADS.get(task)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The variant's; boxes and masks are of whole pictures, which are squashed to the model's size."""
+        how = get_variant(self.name).preprocessing
+        return how if self.head is None else replace(how, crop_pct=1.0, crop_mode="squash")
+
+    @property
+    def chosen_task(self) -> Task:
+        """What the model does: asked for, or as its variant was trained; a bare backbone counts as a classifier.
+
+        Raises:
+            FasterViTError: unknown name or task.
+        """
+        own = None if self.out_indices is not None else get_variant(self.name).head
+        return _task_of(own) if self.task is None else get_task(self.task)
 
     def config(self) -> FasterViTConfig:
         """The configuration asked for.
@@ -36,6 +77,9 @@ class ModelSpec:
         """
         chosen = ("num_classes", "window_size", "ct_size", "carrier_order")
         overrides = {name: getattr(self, name) for name in chosen if getattr(self, name) is not None}
+        task = self.chosen_task
+        if task in TASK_CLASSES and task != _task_of(get_variant(self.name).head):
+            overrides.setdefault("num_classes", TASK_CLASSES[task])
         return resolve_config(self.name, self.resolution, **overrides)
 
     def record(self) -> dict[str, Any]:
@@ -93,8 +137,13 @@ def resolve_config(name: str, resolution: int | Sequence[int] | None = None, **o
 
 @overload
 def create_model(
-    name: str, resolution: int | Sequence[int] | None = None, *, features_only: Literal[False] = False, **overrides: Any
-) -> FasterViT: ...
+    name: str,
+    resolution: int | Sequence[int] | None = None,
+    *,
+    features_only: Literal[False] = False,
+    task: Literal["segmentation", "detection"],
+    **overrides: Any,
+) -> TaskModel: ...
 
 
 @overload
@@ -108,14 +157,26 @@ def create_model(
 ) -> FasterViTBackbone: ...
 
 
+@overload
+def create_model(
+    name: str,
+    resolution: int | Sequence[int] | None = None,
+    *,
+    features_only: Literal[False] = False,
+    task: Literal["classification"] | None = None,
+    **overrides: Any,
+) -> FasterViT: ...
+
+
 def create_model(
     name: str,
     resolution: int | Sequence[int] | None = None,
     *,
     features_only: bool = False,
     out_indices: Sequence[int] = (0, 1, 2, 3),
+    task: str | None = None,
     **overrides: Any,
-) -> FasterViT | FasterViTBackbone:
+) -> FasterViT | FasterViTBackbone | TaskModel:
     """A FasterViT with random weights: ``create_model("faster_vit_1_224", num_classes=10)``.
 
     Args:
@@ -123,13 +184,52 @@ def create_model(
         resolution: input size in pixels, one side or (H, W); the variant's own by default. Any size from 32 works.
         features_only: the backbone form, :class:`FasterViTBackbone`, instead of the classifier.
         out_indices: stages whose maps the backbone yields.
-        **overrides: any other field of :class:`FasterViTConfig`.
+        task: "segmentation" (UperNet) or "detection" (RT-DETRv2) put that head of transformers on the backbone, as
+            :class:`TaskModel`, with the classes of ADE20K or COCO unless ``num_classes`` says otherwise.
+        **overrides: any other field of :class:`FasterViTConfig`; ``head`` = :class:`SegmentationHead` or
+            :class:`DetectionHead` for a head of other sizes.
 
     Raises:
-        FasterViTError: unknown name or field, impossible resolution, windows, carriers, class count or stages.
+        FasterViTError: unknown name, task or field, impossible resolution, windows, carriers, class count or stages, or
+            transformers is not installed.
     """
-    config = resolve_config(name, resolution, **overrides)
-    return FasterViTBackbone(config, tuple(out_indices)) if features_only else FasterViT(config)
+    head = overrides.pop("head", None)
+    spec = ModelSpec(name, task=task, out_indices=tuple(out_indices) if features_only else None)
+    head = spec.head if head is None else head
+    task_classes = spec.config().num_classes
+    config = resolve_config(name, resolution, **{"num_classes": task_classes, **overrides})
+    return construct(config, head, spec.out_indices)
+
+
+def construct(
+    config: FasterViTConfig,
+    head: SegmentationHead | DetectionHead | None = None,
+    out_indices: tuple[int, ...] | None = None,
+) -> FasterViT | FasterViTBackbone | TaskModel:
+    """The classifier of ``config``, its backbone form where ``out_indices`` are given, or its backbone under ``head``.
+
+    Raises:
+        FasterViTError: impossible stages, a resolution that the head cannot take, or transformers is not installed.
+    """
+    if out_indices is not None:
+        return FasterViTBackbone(config, out_indices)
+    if head is None:
+        return FasterViT(config)
+    try:
+        from fastervit_trt.models.tasks.model import build_task_model
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "fastervit_trt":
+            raise
+        raise FasterViTError(
+            f"{_task_of(head)} needs transformers: pip install 'fastervit-trt[tasks]' ({error})"
+        ) from error
+    return build_task_model(config, head)
+
+
+def _task_of(head: SegmentationHead | DetectionHead | None) -> Task:
+    if head is None:
+        return "classification"
+    return "segmentation" if isinstance(head, SegmentationHead) else "detection"
 
 
 def _check_windows(config: FasterViTConfig, *, chosen: bool) -> None:

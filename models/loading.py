@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.checkpoint import StateDict
@@ -25,13 +27,16 @@ from fastervit_trt.models.hat import HATStage
 from fastervit_trt.models.position import PositionModule
 from fastervit_trt.models.variants import VARIANTS
 
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
+
 __all__ = ["load_state_dict", "looks_like"]
 
 _SHOWN = 3  # differing keys named in an error
 _DERIVED = ("relative_bias", "relative_coords_table", "relative_position_index")
 
 
-def load_state_dict(model: Trunk, state: StateDict, where: str, *, assign: bool = False) -> list[str]:
+def load_state_dict(model: Trunk | TaskModel, state: StateDict, where: str, *, assign: bool = False) -> list[str]:
     """Put ``state`` into ``model``: every key used, none left over, every shape equal, but for what is tolerated.
 
     Args:
@@ -45,8 +50,12 @@ def load_state_dict(model: Trunk, state: StateDict, where: str, *, assign: bool 
         FasterViTError: names the first differing keys with both shapes, the variant the file looks like, or the class
             count to ask for.
     """
-    state = dict(state)
-    tolerated = [note for allowance in _ALLOWANCES for note in allowance(model, state)]
+    trunk, prefix = _trunk_of(model)
+    within = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    _check_head(prefix, within, where)
+    tolerated = [note for allowance in _ALLOWANCES for note in allowance(trunk, within)]
+    state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    state |= {prefix + key: value for key, value in within.items()}
     own = model.state_dict()
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     missing = [key for key in own if key not in state]
@@ -71,6 +80,20 @@ def load_state_dict(model: Trunk, state: StateDict, where: str, *, assign: bool 
         state = {key: value.to(own[key].dtype) for key, value in state.items()}
     model.load_state_dict(state, strict=True, assign=assign)
     return tolerated
+
+
+def _trunk_of(model: nn.Module) -> tuple[Trunk, str]:
+    """The FasterViT within ``model``, and what its keys begin with there."""
+    name, trunk = next((name, module) for name, module in model.named_modules() if isinstance(module, Trunk))
+    return trunk, f"{name}." if name else ""
+
+
+def _check_head(prefix: str, within: StateDict, where: str) -> None:
+    if prefix and not within:
+        raise FasterViTError(
+            f"checkpoint '{where}' has no detector or segmenter in it, whose keys begin with {prefix}…; train one on a "
+            "backbone: create_model(…, task=…).backbone takes the weights of a classifier"
+        )
 
 
 def looks_like(state: StateDict) -> str | None:

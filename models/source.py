@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from fastervit_trt.artifacts import sha256_file
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.checkpoint import read_checkpoint, save_safetensors
-from fastervit_trt.models.digits.data import DIGITS_FOLDER
 from fastervit_trt.models.download import download_checkpoint, official_file
-from fastervit_trt.models.factory import ModelSpec, get_variant
-from fastervit_trt.models.fastervit import FasterViT, FasterViTBackbone, Trunk
+from fastervit_trt.models.factory import ModelSpec, construct, get_variant
+from fastervit_trt.models.fastervit import Trunk
 from fastervit_trt.models.loading import load_state_dict
 from fastervit_trt.models.position import PositionModule
 
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
+
 __all__ = ["WeightSource", "build_model", "pretrained_source", "resolve_source", "save_model"]
+
+_SHIPPED = [Path(__file__).parent / folder / "weights" for folder in ("digits", "scenes")]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def resolve_source(source: WeightSource) -> WeightSource:
     return replace(source, sha256=digest)
 
 
-def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk, list[str]]:
+def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk | TaskModel, list[str]]:
     """The model of ``spec`` in eval mode with the weights of ``source``, and the differences tolerated in loading them.
 
     Weights of a file are not copied: the model keeps the tensors that were read, which for torch zip files are mapped
@@ -93,24 +97,21 @@ def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk, list[str]
     """
     config = spec.config()
 
-    def construct() -> Trunk:
-        return FasterViT(config) if spec.out_indices is None else FasterViTBackbone(config, spec.out_indices)
-
     if source.kind == "random":
         assert source.seed is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed)
-            return construct().eval(), []
+            return construct(config, spec.head, spec.out_indices).eval(), []
     path = _file(source)
     with torch.device("meta"):
-        model = construct()
+        model = construct(config, spec.head, spec.out_indices)
     model.to_empty(device="cpu")
     model.reset_derived_buffers()
     tolerated = load_state_dict(model, read_checkpoint(path), where=path.name, assign=True)
     return model.eval(), tolerated
 
 
-def save_model(model: Trunk, path: Path) -> None:
+def save_model(model: Trunk | TaskModel, path: Path) -> None:
     """Write ``model`` as safetensors with its position tables filled in, as readers of the deploy buffers expect."""
     for module in model.modules():
         if isinstance(module, PositionModule):
@@ -123,4 +124,6 @@ def _file(source: WeightSource) -> Path:
     if source.kind == "official":
         assert source.model is not None
         return download_checkpoint(source.model)
-    return DIGITS_FOLDER / "weights" / source.path if source.kind == "shipped" else Path(source.path)
+    if source.kind != "shipped":
+        return Path(source.path)
+    return next((folder / source.path for folder in _SHIPPED if (folder / source.path).is_file()), _SHIPPED[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastervit_trt.models.config import FasterViTConfig, Preprocessing, Variant
+from fastervit_trt.models.tasks.heads import DetectionHead, SegmentationHead
 
 __all__ = ["VARIANTS"]
 
@@ -73,6 +74,31 @@ _DIGITS = {
     "faster_vit_digits_l": replace(_DIGITS_M, dim=16, in_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 1, 2, 4)),
 }
 
+# A detector and a segmenter trained on scenes of such digits (models/scenes). At 128 pixels stage 2 has four windows of
+# 16 tokens with 4 carriers each, and stage 3 one window.
+_SCENES_CONFIG = FasterViTConfig(
+    depths=(1, 2, 2, 1),
+    num_heads=(1, 1, 2, 4),
+    dim=16,
+    in_dim=16,
+    window_size=(7, 7, 4, 4),
+    drop_path_rate=0.0,
+    resolution=(128, 128),
+    num_classes=10,
+)
+_SCENES = {
+    "faster_vit_scenes_detector": Variant(
+        _SCENES_CONFIG,
+        head=DetectionHead(
+            hidden_size=64, feedforward=128, decoder_layers=2, heads=4, queries=30, expansion=0.5, denoising=20
+        ),
+    ),
+    "faster_vit_scenes_segmenter": Variant(
+        replace(_SCENES_CONFIG, num_classes=11),  # background and ten digits
+        head=SegmentationHead(hidden_size=48, pool_scales=(1, 2, 4)),
+    ),
+}
+
 VARIANTS: dict[str, Variant] = {
     **{name: Variant(config, _preprocessing(name)) for name, config in {**_IMAGENET, **_ANY_RES}.items()},
     **{
@@ -80,5 +106,13 @@ VARIANTS: dict[str, Variant] = {
             config, Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), shipped_weights=f"{name}.safetensors"
         )
         for name, config in _DIGITS.items()
+    },
+    **{
+        name: replace(
+            variant,
+            preprocessing=Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_mode="squash"),
+            shipped_weights=f"{name}.safetensors",
+        )
+        for name, variant in _SCENES.items()
     },
 }

@@ -133,7 +133,7 @@ def main_command(
     torch.set_num_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(epochs=epochs, seed=seed)
-    for name in model or [n for n in list_models() if get_variant(n).shipped_weights]:
+    for name in model or [n for n in list_models() if get_variant(n).shipped_weights and get_variant(n).head is None]:
         trained, log, accuracy = train(name, recipe)
         save_safetensors(trained.state_dict(), output / f"{name}.safetensors")
         record = {

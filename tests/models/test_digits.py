@@ -15,7 +15,7 @@ from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.preprocessing import preprocess_image
 from fastervit_trt.models.source import build_model, pretrained_source
 
-SHIPPED = [name for name in list_models() if get_variant(name).shipped_weights]
+SHIPPED = [n for n in list_models() if get_variant(n).shipped_weights and get_variant(n).head is None]
 
 
 def held_out_accuracy(name: str) -> float:

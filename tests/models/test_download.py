@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.models import download, list_models
+from fastervit_trt.models import download, get_variant, list_models
 from fastervit_trt.models.download import OfficialFile, download_checkpoint, official_file
 
 MODEL, FILE = "faster_vit_0_224", "fastervit_0_224_1k.pth.tar"
@@ -455,9 +455,9 @@ def test_no_official_file(hub: Hub, tmp_path: Path, name: str) -> None:
     assert hub.asked == 0
 
 
-def test_every_registered_model_but_the_digits_has_its_file() -> None:
+def test_every_registered_model_but_those_that_ship_has_its_file() -> None:
     assert {name for name in list_models() if official_file(name) is None} == {
-        name for name in list_models() if "digits" in name
+        name for name in list_models() if get_variant(name).shipped_weights
     }
     assert official_file("faster_vit_3_any_res") == OfficialFile("fastervit_3_224_1k.pth.tar", 1_920_000_000)
     wide = OfficialFile("fastervit_4_21k_384_w24.pth.tar", 3_590_000_000)

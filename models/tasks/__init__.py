@@ -1,0 +1,1 @@
+"""Detection and segmentation: heads of Hugging Face's transformers on this project's backbones."""
