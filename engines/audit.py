@@ -282,8 +282,8 @@ def _first(blocks: tuple[str, ...]) -> str:
 
 
 def _stage(block: str) -> str:
-    """``stages.2`` of ``stages.2.blocks.3.attn``; ``patch_embed``, ``head``."""
-    parts = block.split(".")
+    """``stages.2`` of ``stages.2.blocks.3.attn``, also within a ``backbone``; ``patch_embed``, ``head``."""
+    parts = block.removeprefix("backbone.").split(".")
     return OTHER if parts[0] == "model" else ".".join(parts[:2]) if parts[0] == "stages" else parts[0]
 
 

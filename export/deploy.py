@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.packed import PackedHATBlock, PackedHATStage, carriers_in_window_order, returning_carriers
 from fastervit_trt.models.conv import ConvBlock, PatchEmbed
-from fastervit_trt.models.fastervit import FasterViT
+from fastervit_trt.models.fastervit import FasterViT, Trunk
 from fastervit_trt.models.hat import HATBlock, HATStage, WindowAttention
 from fastervit_trt.models.position import PositionModule
 
@@ -90,13 +90,22 @@ def deploy_form(
     tensors = (*model.parameters(), *model.buffers())
     # In a holder, so that a rewrite can replace the model itself.
     holder = nn.Sequential(copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})).eval()
-    changes = {rewrite.__name__: rewrite(holder) for rewrite in REWRITES}
+    changes = {rewrite.__name__: rewrite(holder) for rewrite in (*REWRITES, *_head_rewrites(holder))}
     if pad_heads_to is not None:
         changes[pad_head_dims.__name__] = pad_head_dims(holder, pad_heads_to)
     changes[pack_carriers_into_windows.__name__] = pack_carriers_into_windows(holder)
     if fuse == "attention-half":
         changes[fuse_attention_halves.__name__] = fuse_attention_halves(holder)
     return holder[0], DeployReport(changes, _parameters(model), _parameters(holder))
+
+
+def _head_rewrites(model: nn.Module) -> tuple[Callable[[nn.Module], int], ...]:
+    """Those of transformers' heads, where there are any: only then is transformers needed."""
+    if all(isinstance(module, Trunk) or not hasattr(module, "network") for module in model.modules()):
+        return ()
+    from fastervit_trt.export.heads import HEAD_REWRITES
+
+    return HEAD_REWRITES
 
 
 def get_fuse(name: str) -> Fuse:

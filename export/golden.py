@@ -17,7 +17,7 @@ import numpy as np
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["Golden", "GoldenComparison"]
+__all__ = ["Golden", "GoldenComparison", "decision_differences"]
 
 _IMAGES = "golden-images.npy"
 
@@ -56,7 +56,7 @@ class Golden:
     kinds: tuple[str, ...]
     images: np.ndarray
     outputs: Mapping[str, np.ndarray]
-    budgets: Mapping[str, float]
+    budgets: Mapping[str, float]  # of decisions one for all outputs, under the name of the first
 
     @classmethod
     def of(
@@ -80,7 +80,7 @@ class Golden:
             content = io.BytesIO()  # NumPy's own writing to files does not say that the disk is full
             np.save(content, np.ascontiguousarray(array, dtype="<f4"), allow_pickle=False)
             (folder / file).write_bytes(content.getbuffer())
-        outputs = {name: {"file": f"golden-{name}.npy", "budget": budget} for name, budget in self.budgets.items()}
+        outputs = {name: {"file": f"golden-{name}.npy", "budget": self.budgets.get(name)} for name in self.outputs}
         return [folder / file for file in arrays], {"kinds": self.kinds, "images": _IMAGES, "outputs": outputs}
 
     @classmethod
@@ -92,7 +92,8 @@ class Golden:
         """
         try:
             outputs = {str(name): _load(folder / entry["file"]) for name, entry in record["outputs"].items()}
-            budgets = {str(name): float(entry["budget"]) for name, entry in record["outputs"].items()}
+            entries = record["outputs"].items()
+            budgets = {str(name): float(entry["budget"]) for name, entry in entries if entry["budget"] is not None}
             golden = cls(tuple(record["kinds"]), _load(folder / record["images"]), outputs, budgets)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FasterViTError(
@@ -116,9 +117,9 @@ class Golden:
             raise FasterViTError(
                 f"outputs are not those of the golden set, which are {shapes}; build from the same export"
             )
-        points = [self._worst(name, found[name]) for name in self.outputs]
+        points = self._decisions(found) or [self._worst(name, found[name]) for name in self.outputs]
         name, index, error = max(points, key=lambda point: _share(point[2], self.budgets[point[0]]))
-        expected, logits = self.outputs[name], [n for n, array in self.outputs.items() if array.ndim == 2]
+        expected, logits = self.outputs[name], [n for n in self.outputs if n == "logits"]
         same = [found[n].argmax(1) == self.outputs[n].argmax(1) for n in logits]
         return GoldenComparison(
             images=len(self.kinds),
@@ -133,11 +134,52 @@ class Golden:
             top1_agreement=float(np.concatenate(same).mean()) if same else None,
         )
 
+    def _decisions(self, found: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...], float]]:
+        """The worst image of masks or detections; empty where outputs are compared value by value."""
+        found_in_order = tuple(found[name] for name in self.outputs)
+        differences = decision_differences(self.outputs, found_in_order)
+        return [
+            (name, (worst, *(0,) * (self.outputs[name].ndim - 1)), float(by_image[worst]))
+            for name, by_image in differences.items()
+            for worst in [int(by_image.argmax())]
+        ]
+
     def _worst(self, name: str, found: np.ndarray) -> tuple[str, tuple[int, ...], float]:
         error = np.abs(found.astype(np.float64) - self.outputs[name])
         error[~np.isfinite(error)] = np.inf  # what is no number is as wrong as can be
         index = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
         return name, index, float(error[index])
+
+
+def decision_differences(expected: Mapping[str, np.ndarray], found: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """How much decisions differ, from 0 to 1 for each image (N,), under the name of the output that counts.
+
+    Masks: the share of pixels with another class. Detections: every box looks for its best counterpart of the same
+    label, as far from it as the larger of the differences of scores and of sides; the worst of the boxes that count
+    on either side is what the images differ by. Those count whose score is at least half of the best one's.
+
+    Args:
+        expected: outputs by name; nothing is compared unless they are masks or detections.
+        found: in the same order.
+    """
+    if tuple(expected) == ("masks",):
+        (masks,), (others,) = expected.values(), found
+        return {"masks": (masks != others).reshape(len(masks), -1).mean(axis=1)}
+    if tuple(expected) != ("boxes", "scores", "labels"):
+        return {}
+    pairs = zip(zip(*expected.values(), strict=True), zip(*found, strict=True), strict=True)
+    return {"boxes": np.array([_detections_apart(one, other) for one, other in pairs])}
+
+
+def _detections_apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    if not all(np.isfinite(array).all() for array in other):
+        return 1.0
+    (boxes, scores, labels), (others, their_scores, their_labels) = one, other
+    apart = np.abs(boxes[:, None] - others[None]).max(axis=2)
+    apart = np.maximum(apart, np.abs(scores[:, None] - their_scores[None]))
+    apart = np.where(labels[:, None] == their_labels[None], apart, 1.0).clip(max=1.0)
+    mine, theirs = scores >= scores.max() / 2, their_scores >= their_scores.max() / 2
+    return float(max(apart[mine].min(axis=1).max(), apart[:, theirs].min(axis=0).max()))
 
 
 def _share(error: float, budget: float) -> float:

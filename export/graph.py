@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 GRAPH_FILE = "model.onnx"  # and, past what protobuf holds, its weights in model.onnx.data
-INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead
+INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead; of tasks: models.tasks.heads
 BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
 

@@ -68,8 +68,8 @@ class OnnxCpuSession:
         self._input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(np.asarray(output) for output in self._session.run(None, {self._input: images}))
+    def __call__(self, images: np.ndarray, **others: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(output) for output in self._session.run(None, {self._input: images, **others}))
 
 
 def widened_bfloat16(model: ir.Model) -> ir.Model:

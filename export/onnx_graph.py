@@ -17,10 +17,11 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.exposed import hide_raw_outputs
 from fastervit_trt.export.functions import add_functions, exporter_translations
 from fastervit_trt.export.fusion import block_of_module, check_operators, record_operators
 from fastervit_trt.export.graph import BLOCK, INPUT, OUTPUT, inline_functions
-from fastervit_trt.export.typed_model import TypedModel
+from fastervit_trt.export.typed_model import TypedModel, TypedTaskModel
 
 __all__ = ["export_failure", "onnx_from_torch", "quiet_exporter"]
 
@@ -51,13 +52,16 @@ def onnx_from_torch(
     example = torch.zeros(2 if batch.dynamic else batch.optimum, *input_shape)
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch.dynamic else None
     opset = model.precision.opset
-    names = {"input_names": [INPUT], "output_names": list(outputs)}
+    raw = model.raw_names if isinstance(model, TypedTaskModel) else ()
+    names = {"input_names": [INPUT], "output_names": [*outputs, *raw]}
     graph = _exported(model, (example,), opset, dynamic_shapes=shapes, **names)
+    _check_batch(graph, dynamic=batch.dynamic)
     for node in graph.graph:
         node.metadata_props[BLOCK] = _block_of(node)
     check_operators(model.model, graph)
     _strip_private_metadata(graph)
     record_operators(graph)
+    hide_raw_outputs(graph, len(raw))
     add_functions(graph, partial(_trace_operator, opset=opset))
     _name_nodes(graph)
     rewrite(graph)
@@ -66,6 +70,16 @@ def onnx_from_torch(
     _name_nodes(graph)
     graph.producer_name = "fastervit-trt"
     return graph
+
+
+def _check_batch(graph: ir.Model, *, dynamic: bool) -> None:
+    """The exporter falls back to a fixed batch, without a word, where something on the way fixes it."""
+    for value in graph.graph.outputs:
+        if dynamic and (value.shape is None or isinstance(value.shape[0], int)):
+            raise FasterViTError(
+                f"torch {torch.__version__} exports output '{value.name}' for a fixed batch only; use a static "
+                "--batch, and report this with the model name and versions"
+            )
 
 
 def _exported(module: nn.Module, examples: tuple[torch.Tensor, ...], opset: int, **options: Any) -> ir.Model:

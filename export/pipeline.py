@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from fastervit_trt.export.batch import BatchRange
@@ -20,9 +21,13 @@ from fastervit_trt.export.precision import Precision, Quantised
 from fastervit_trt.export.quantisation.plan import plan_precision
 from fastervit_trt.export.quantisation.qdq import QuantisationReport
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.typed_model import TypedModel
-from fastervit_trt.export.verify import Verification, expect, expect_quantised, verify_onnx
+from fastervit_trt.export.typed_model import typed_model
+from fastervit_trt.export.verify import Expectation, Verification, expect, expect_quantised, verify_onnx
 from fastervit_trt.models.fastervit import FasterViTBackbone, Trunk
+from fastervit_trt.models.tasks.heads import OUTPUTS, Task
+
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
 
 __all__ = ["Decide", "ExportedGraph", "export_graph"]
 
@@ -57,7 +62,7 @@ class ExportedGraph:
 
 
 def export_graph(
-    load: Callable[[], Trunk],
+    load: Callable[[], Trunk | TaskModel],
     precision: Precision,
     batch: BatchRange,
     folder: Path,
@@ -85,7 +90,7 @@ def export_graph(
     with step("loading the model"):
         model = load()
     shape = (model.config.in_chans, *model.config.resolution)
-    names = [f"stage{i}" for i in model.out_indices] if isinstance(model, FasterViTBackbone) else [OUTPUT]
+    names = _output_names(model)
     with step("deploy form"):
         deployed, report = deploy_form(model, fuse=fuse, pad_heads_to=pad_heads_to)
     ranges = None
@@ -96,7 +101,7 @@ def export_graph(
         if plan.report is not None:
             expectation, typed = expect_quantised(model, deployed, plan, batch, shape)
         else:
-            typed = TypedModel(deployed, plan.base)
+            typed = typed_model(deployed, plan.base)
             expectation = expect(model, typed, batch, shape)
     del model, deployed
     with step(f"tracing to ONNX, {precision.name}"):
@@ -108,9 +113,25 @@ def export_graph(
     del graph
     with step("verifying with ONNX Runtime"):
         verification = verify_onnx(files[0], expectation)
-    golden = Golden.of(names, expectation.kinds, expectation.images, expectation.outputs, expectation.budgets())
-    outputs = {name: list(o.shape[1:]) for name, o in zip(names, expectation.outputs[0], strict=True)}
+    golden = _golden(names, expectation)
+    outputs = {name: list(array.shape[1:]) for name, array in golden.outputs.items()}
     golden_files, record = golden.write(folder)
     return ExportedGraph(
         (*files, *golden_files), plan.base.opset, fusion, outputs, report, plan.report, verification, record
     )
+
+
+def _output_names(model: nn.Module) -> list[str]:
+    task: Task | None = getattr(model, "task", None)
+    if task is not None:
+        return list(OUTPUTS[task])
+    return [f"stage{i}" for i in model.out_indices] if isinstance(model, FasterViTBackbone) else [OUTPUT]
+
+
+def _golden(names: list[str], expectation: Expectation) -> Golden:
+    decisions = expectation.decisions
+    if decisions is None:
+        return Golden.of(names, expectation.kinds, expectation.images, expectation.outputs, expectation.budgets())
+    images = np.stack([batch[0] for batch in expectation.images])
+    outputs = dict(zip(names, decisions.outputs, strict=True))
+    return Golden(expectation.kinds, images, outputs, decisions.budgets)

@@ -130,6 +130,7 @@ class Quantised(Precision):
     only: frozenset[str] | None = None  # the blocks to quantise, as calibration names them; None: all there are
     attention: bool = False  # also q, k, v and the softmax in window attention; no plugin then
     residual: bool = False  # also both inputs of residual sums: to show what that costs
+    heads: bool = False  # also the convolutions of a detector's or segmenter's head; else its backbone alone
 
     largest: ClassVar[float]  # value that a range is mapped to
     needs_capability: ClassVar[tuple[int, int]]  # compute capability of the tensor cores that have the type

@@ -15,7 +15,9 @@ float16 between operators. PyTorch's typed run does.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +28,14 @@ from torch import nn
 
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.decisions import Decisions, check_decisions, decide_golden, decided
+from fastervit_trt.export.exposed import PICKED, expose
 from fastervit_trt.export.headroom import first_non_finite
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.precision import Float
 from fastervit_trt.export.quantisation.plan import PrecisionPlan
 from fastervit_trt.export.rounding import RoundedArithmetic
-from fastervit_trt.export.typed_model import TypedModel
+from fastervit_trt.export.typed_model import TypedModel, typed_model
 
 __all__ = ["Expectation", "Verification", "expect", "expect_quantised", "verification_batches", "verify_onnx"]
 
@@ -52,8 +56,10 @@ class Expectation:
     precision: Float
     kinds: tuple[str, ...]
     images: tuple[np.ndarray, ...]
-    outputs: tuple[Outputs, ...]  # per batch
+    outputs: tuple[Outputs, ...]  # per batch; of detectors and segmenters what their outputs are decided from
     own_errors: tuple[float, ...]  # per output
+    picked: tuple[np.ndarray | None, ...] = ()  # per batch; the queries of a detector
+    decisions: Decisions | None = None  # of detectors and segmenters
 
     def budgets(self) -> tuple[float, ...]:
         """Largest error allowed, per output."""
@@ -94,13 +100,14 @@ def expect(
 ) -> Expectation:
     """What the graph of ``typed`` is held to: outputs of ``reference`` (fp32, as loaded) on three kinds of images."""
     kinds, images = zip(*verification_batches(batch, input_shape), strict=True)
-    expected = tuple(_run(reference, x) for x in images)
-    if typed.precision.dtype is torch.float32:
-        own = (0.0,) * len(expected[0])
-    else:
-        with RoundedArithmetic(typed.precision.dtype):
-            own = _largest_errors((_run(typed, x[:1]) for x in images), expected)
-    return Expectation(typed.precision, kinds, images, expected, own)
+    expected, picked = zip(*(_reference(reference, x) for x in images), strict=True)
+    exact = typed.precision.dtype is torch.float32
+    own: tuple[float, ...] = (0.0,) * len(expected[0])
+    with nullcontext() if exact else RoundedArithmetic(typed.precision.dtype):
+        if not exact:
+            own = _largest_errors((_run(typed, x, 1, at) for x, at in zip(images, picked, strict=True)), expected)
+        decisions = decide_golden(reference, typed, images)
+    return Expectation(typed.precision, kinds, images, expected, own, picked, decisions)
 
 
 @torch.inference_mode()
@@ -124,14 +131,17 @@ def expect_quantised(
     kinds, images = zip(*verification_batches(batch, input_shape), strict=True)
     _check_deploy_form(reference, deployed, images[0])
     with plan.simulation(deployed):
-        simulated = tuple(_run(deployed, x) for x in images)
+        simulated, picked = zip(*(_reference(deployed, x) for x in images), strict=True)
         # A value near the middle of two steps falls to either side by the least rounding on the way to it.
-        shifted = _largest_errors((_run(deployed, x[:_OWN_IMAGES] * _ONE_ROUNDING) for x in images), simulated)
-    typed = TypedModel(deployed, plan.base)
+        pairs = list(zip(images, picked, strict=True))
+        shifted = _largest_errors((_run(deployed, x * _ONE_ROUNDING, _OWN_IMAGES, at) for x, at in pairs), simulated)
+        exact = decided(deployed, images)
+    typed = typed_model(deployed, plan.base)
     with RoundedArithmetic(plan.base.dtype), plan.simulation(deployed):
-        rounded = _largest_errors((_run(typed, x[:_OWN_IMAGES]) for x in images), simulated)
+        rounded = _largest_errors((_run(typed, x, _OWN_IMAGES, at) for x, at in pairs), simulated)
+        decisions = decide_golden(None, typed, images, exact)
     own = tuple(float(np.max(pair)) for pair in zip(shifted, rounded, strict=True))
-    return Expectation(plan.base, kinds, images, simulated, own), typed
+    return Expectation(plan.base, kinds, images, simulated, own, picked, decisions), typed
 
 
 def verify_onnx(path: Path, expectation: Expectation) -> Verification:
@@ -142,12 +152,20 @@ def verify_onnx(path: Path, expectation: Expectation) -> Verification:
             worst point).
     """
     _check_graph(path)
-    session = OnnxCpuSession(path)
-    actual = [session(x) for x in expectation.images]
+    with tempfile.TemporaryDirectory() as scratch:
+        exposed = expose(path, Path(scratch), pinned=True)
+        session = OnnxCpuSession(path if exposed is None else exposed[0])
+    pins = expectation.picked or (None,) * len(expectation.images)
+    actual = [
+        tuple(output.astype(np.float32, copy=False) for output in session(x, **({} if at is None else {PICKED: at})))
+        for x, at in zip(expectation.images, pins, strict=True)
+    ]
     stray = sum(int((~np.isfinite(o)).sum()) for outputs in actual for o in outputs)
     if stray or not np.isfinite(expectation.own_errors).all():
         raise FasterViTError(f"verification failed: {_non_finite(path, expectation, stray)}")
     result = _compare(session, actual, expectation)
+    if exposed is not None and expectation.decisions is not None:
+        check_decisions(path, expectation.images[0], expectation.decisions.task, expectation.precision)
     if result.share_of_budget > 1:
         name = expectation.precision.name
         raise FasterViTError(f"verification failed: the {name} graph differs from PyTorch; {result}")
@@ -204,7 +222,8 @@ def _compare(session: OnnxCpuSession, actual: list[Outputs], expectation: Expect
 
 
 def _check_deploy_form(reference: nn.Module, deployed: nn.Module, images: np.ndarray) -> None:
-    for expected, actual in zip(_run(reference, images), _run(deployed, images), strict=True):
+    outputs, picked = _reference(reference, images)
+    for expected, actual in zip(outputs, _run(deployed, images, len(images), picked), strict=True):
         error, budget = _largest_error(actual, expected), _FP32_FLOOR * float(np.abs(expected).max())
         if error > budget:
             raise FasterViTError(
@@ -213,8 +232,21 @@ def _check_deploy_form(reference: nn.Module, deployed: nn.Module, images: np.nda
             )
 
 
-def _run(model: nn.Module, images: np.ndarray) -> Outputs:
-    outputs = model(torch.from_numpy(images))
+def _reference(model: nn.Module, images: np.ndarray) -> tuple[Outputs, np.ndarray | None]:
+    """What others are compared with, and the choice that was made on the way to it."""
+    outputs = _run(model, images, len(images), None)
+    picked = getattr(model, "picked", None)
+    if picked is None:
+        return outputs, None
+    choice = picked(*(torch.from_numpy(output) for output in outputs))
+    return outputs, None if choice is None else choice.numpy()
+
+
+def _run(model: nn.Module, images: np.ndarray, count: int, picked: np.ndarray | None) -> Outputs:
+    """The first ``count`` images; of detectors and segmenters what their outputs are decided from."""
+    x = torch.from_numpy(images[:count])
+    run = getattr(model, "raw", model)
+    outputs = run(x) if picked is None else run(x, torch.from_numpy(picked[:count]))
     return tuple(o.numpy() for o in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs))
 
 

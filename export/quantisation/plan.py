@@ -111,6 +111,8 @@ def _left(deployed: nn.Module, precision: Quantised, blocks: list[str]) -> dict[
     left: dict[str, list[str]] = {}
     for block, reason in left_out(deployed).items():
         left.setdefault(reason, []).append(block)
-    if others := [o.block for o in operands(deployed) if o.block not in blocks]:
-        left["kept by choice"] = others
+    others = [operand for operand in operands(deployed) if operand.block not in blocks]
+    for reason, in_head in (("kept by choice", False), ("in the head (--quantise-heads takes them along)", True)):
+        if kept := [operand.block for operand in others if operand.in_head == in_head]:
+            left[reason] = kept
     return left

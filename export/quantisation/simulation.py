@@ -33,7 +33,9 @@ _STREAM_OF = {"conv2": "conv1", "attn.proj": "norm1", "mlp.fc2": "norm2", "hat_m
 
 def chosen_operands(model: nn.Module, precision: Quantised) -> list[Operand]:
     """The operands of ``model`` that ``precision`` quantises."""
-    return [o for o in operands(model) if precision.only is None or o.block in precision.only]
+    if precision.only is not None:
+        return [o for o in operands(model) if o.block in precision.only]
+    return [o for o in operands(model) if precision.heads or not o.in_head]
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # name → sha256, bytes
     versions: dict[str, str]
     created_utc: str
+    task: str = "classification"
     notices: list[str] = field(default_factory=list)
     golden: dict[str, Any] | None = None  # images and outputs that verification used: export/golden.py
     accuracy: dict[str, Any] | None = None  # of the written graph against PyTorch fp32, where images were given

@@ -15,7 +15,7 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.quantisation.calibration import calibrate
 from fastervit_trt.export.quantisation.ranges import CalibrationKey, Ranges
 from fastervit_trt.models.datasets import CalibrationImages, open_calibration_images
-from fastervit_trt.models.factory import ModelSpec, get_variant
+from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource
 
 __all__ = ["CalibrationRequest", "ranges_provider"]
@@ -58,7 +58,7 @@ def ranges_provider(
         weights: resolved, so that they are known by their hash.
         deploy: what shapes the deploy form besides the model.
     """
-    config, preprocessing = spec.config(), get_variant(spec.name).preprocessing
+    config, preprocessing = spec.config(), spec.preprocessing
 
     def key(images: CalibrationImages | None) -> CalibrationKey:
         what = {name: value for name, value in weights.record().items() if name in ("sha256", "seed")}

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -30,9 +31,12 @@ from fastervit_trt.judging import Judgement, check_classes, check_gate, judge
 from fastervit_trt.mixing import MixedRequest, search_assignment
 from fastervit_trt.models.config import FasterViTConfig
 from fastervit_trt.models.datasets import LabelledImages, open_dataset
-from fastervit_trt.models.factory import ModelSpec, get_variant
+from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import Trunk
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source, save_model
+
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
 
 __all__ = ["ExportRequest", "export_model"]
 
@@ -80,7 +84,7 @@ def export_model(request: ExportRequest) -> Manifest:
         )
         weights = resolve_source(request.weights)
 
-        def load() -> Trunk:
+        def load() -> Trunk | TaskModel:
             model, notes = build_model(spec, weights)
             tolerated.extend(notes)
             if saved:
@@ -108,6 +112,7 @@ def export_model(request: ExportRequest) -> Manifest:
         files = {path.name: file_entry(path) for path in written}
         manifest = Manifest(
             model=spec.name,
+            task=spec.chosen_task,
             spec=spec.record(),
             num_classes=config.num_classes,
             resolution=config.resolution,
@@ -115,7 +120,7 @@ def export_model(request: ExportRequest) -> Manifest:
             batch=str(request.batch),
             input={"name": INPUT, "dtype": "float32", "shape": ["batch", config.in_chans, *config.resolution]},
             outputs=[{"name": n, "dtype": "float32", "shape": ["batch", *s]} for n, s in graph.outputs.items()],
-            preprocessing=asdict(get_variant(spec.name).preprocessing),
+            preprocessing=asdict(spec.preprocessing),
             weights={**weights.record(), "tolerated": tolerated},
             graph=graph.facts(),
             verification=asdict(graph.verification),
@@ -144,6 +149,11 @@ def _check(request: ExportRequest) -> LabelledImages | None:
         if request.max_accuracy_drop is not None or request.mixed is not None:
             raise FasterViTError("accuracy needs labelled images to judge it: give --validation-data DIR (or 'digits')")
         return None
+    if request.model.head is not None:
+        raise FasterViTError(
+            f"{request.model.chosen_task} is judged by fastervit-bench --data, on the files that ship; leave out "
+            "--validation-data"
+        )
     if request.model.out_indices is not None:
         raise FasterViTError("a backbone has no classes to judge; leave out --validation-data")
     data = open_dataset(request.validation)
@@ -167,7 +177,7 @@ class _Decision:
             return precision, ranges
         assert self._validation is not None
         spec = self._request.model
-        how, config = get_variant(spec.name).preprocessing, spec.config()
+        how, config = spec.preprocessing, spec.config()
         self._assignment = search_assignment(
             self._request.mixed, deployed, precision, ranges, self._validation, how, config
         )
@@ -202,8 +212,7 @@ def _judge(request: ExportRequest, weights: WeightSource, path: Path, data: Labe
     def artifact(images: np.ndarray) -> np.ndarray:
         return run_padded(lambda chunk: session(chunk)[0], request.batch, images)
 
-    how = get_variant(request.model.name).preprocessing
-    judgement = judge(artifact, model, data, how, request.model.config())
+    judgement = judge(artifact, model, data, request.model.preprocessing, request.model.config())
     allowed = request.max_accuracy_drop
     if allowed is None and request.mixed is not None:
         allowed = request.mixed.budget_points

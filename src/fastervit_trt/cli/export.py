@@ -64,6 +64,10 @@ def export_command(
         bool, typer.Option("--features-only", help="The backbone: feature maps of the stages instead of logits.")
     ] = False,
     out_indices: Annotated[str, typer.Option(help="Stages whose maps the backbone yields.")] = "0,1,2,3",
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification, segmentation (UperNet) or detection (RT-DETRv2): heads of transformers."),
+    ] = None,
     batch: Annotated[str, typer.Option(help="N (static) or MIN:OPT:MAX (dynamic).")] = "1:8:32",
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head, where not the model's own.")] = None,
     fuse: Annotated[
@@ -98,6 +102,9 @@ def export_command(
     ] = False,
     quantise_residuals: Annotated[
         bool, typer.Option("--quantise-residuals", help="Also residual sums in 8 bits: to see what that costs.")
+    ] = False,
+    quantise_heads: Annotated[
+        bool, typer.Option("--quantise-heads", help="Also the convolutions of a detector's or segmenter's head.")
     ] = False,
     validation_data: Annotated[
         str | None, typer.Option(help="Labelled images that judge the written graph: one folder per class, or digits.")
@@ -145,11 +152,17 @@ def export_command(
         ct_size=ct_size,
         carrier_order=carrier_order,
         out_indices=_numbers(out_indices, "--out-indices") if features_only else None,
+        task=task,
     )
     spec.config()  # what is impossible is said before anything is read
     mixed = precision == "mixed"
     typed = _precision(
-        mixed_with if mixed else precision, calibrator, base_precision, quantise_attention, quantise_residuals
+        mixed_with if mixed else precision,
+        calibrator,
+        base_precision,
+        attention=quantise_attention,
+        residual=quantise_residuals,
+        heads=quantise_heads,
     )
     if target not in ("gpu", "cpu"):
         raise FasterViTError(f"target '{target}' is neither gpu nor cpu")
@@ -157,6 +170,13 @@ def export_command(
         typed = _for_cpu(typed)
     if mixed != (accuracy_budget is not None):
         raise FasterViTError("--precision mixed and --accuracy-budget P belong together")
+    if quantise_heads and spec.head is None:
+        raise FasterViTError("--quantise-heads is for detectors and segmenters; give --task")
+    if mixed and spec.head is not None:
+        raise FasterViTError(
+            "--precision mixed searches by top-1, which detectors and segmenters have not; use --precision int8, "
+            "with or without --quantise-heads"
+        )
     if mixed and target == "cpu":
         raise FasterViTError("a mixture weighs times on a GPU; use --precision int8 with --target cpu")
     output = output or Path(f"{model}-{precision if mixed else typed.name}")
@@ -216,15 +236,15 @@ def print_export(manifest: Manifest, output: Path, seconds: float) -> None:
     say(f"  {output} written in {seconds:.1f} s, peak memory {peak_rss_mib()} MiB")
 
 
-def _precision(name: str, calibrator: str | None, base: str, attention: bool, residual: bool) -> Precision:
+def _precision(name: str, calibrator: str | None, base: str, **also: bool) -> Precision:
     precision = get_precision(name)
     if not isinstance(precision, Quantised):
-        if calibrator is not None or attention or residual:
+        if calibrator is not None or any(also.values()):
             raise FasterViTError(f"--calibrator and --quantise-… are for 8 bits, not for {name}")
         return precision
     if base not in ("fp16", "fp32"):
         raise FasterViTError(f"8 bits go with fp16 or fp32, not with '{base}'")
-    options: dict[str, Any] = {"base": get_float(base), "attention": attention, "residual": residual}
+    options: dict[str, Any] = {"base": get_float(base), **also}
     return replace(precision, **options, calibrator=get_calibrator(calibrator or precision.calibrator))
 
 
@@ -233,7 +253,12 @@ def _for_cpu(precision: Precision) -> Precision:
         return precision
     if not isinstance(precision, Int8):
         raise FasterViTError(f"CPUs have no {precision.name}; use --precision int8 with --target cpu")
-    return Int8Cpu(calibrator=precision.calibrator, attention=precision.attention, residual=precision.residual)
+    return Int8Cpu(
+        calibrator=precision.calibrator,
+        attention=precision.attention,
+        residual=precision.residual,
+        heads=precision.heads,
+    )
 
 
 def _mixed(budget: float | None, times: Path | None, capabilities: Sequence[str], output: Path) -> MixedRequest | None:
