@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastervit_trt.artifacts import new_folder
+from fastervit_trt.benchmarks.examples import EXAMPLES, copy_examples
 from fastervit_trt.benchmarks.records import Record, read_records
 from fastervit_trt.benchmarks.report import DEFAULT_TITLE, write_report
 from fastervit_trt.benchmarks.rows import ROWS_NAME, Condition, write_rows
@@ -64,5 +65,6 @@ def merge_reports(
         say(f"{len(found) - len(records)} of {len(found)} rows were measured again later and are left out")
     with new_folder(output, overwrite=overwrite, marker=ROWS_NAME) as folder:
         write_rows([record.row for record in records], folder)
+        copy_examples(results, folder / EXAMPLES)
         write_report(records, folder, title=title, published=published)
     return records

@@ -16,7 +16,10 @@ Span = tuple[float, float, float]  # low, middle, high
 
 @dataclass(frozen=True)
 class Group:
-    """What rows must share to be compared: only where it ran and on which images may not differ."""
+    """What rows must share to be compared: where it ran, on which images, and what accuracy means there.
+
+    Resolutions may differ: a model at 160 pixels stands against itself at 224 on the same pictures.
+    """
 
     device: str
     device_kind: str
@@ -26,16 +29,19 @@ class Group:
     dataset_sha256: str
     transfers: bool
     cold_cache: bool
+    metric: str = "top-1"
 
     @classmethod
     def of(cls, row: BenchmarkRow) -> Group:
         where = (row.device, row.device_kind, row.machine)
-        return cls(*where, row.batch, row.dataset, row.dataset_sha256, row.transfers, row.cold_cache)
+        data = (row.dataset, row.dataset_sha256)
+        return cls(*where, row.batch, *data, row.transfers, row.cold_cache, row.metric)
 
     @property
     def title(self) -> str:
-        """As a reader names it: device, machine, batch, images, and what was unusual."""
+        """As a reader names it: device, machine, batch, images, the metric if not top-1, and what was unusual."""
         parts = [self.device or "unknown device", self.machine, f"batch {self.batch}", self.dataset or "no images"]
+        parts += [self.metric] if self.metric != "top-1" else []
         parts += ["with transfers"] if self.transfers else []
         parts += ["cold L2 cache"] if self.cold_cache else []
         return " · ".join(part for part in parts if part)
@@ -64,7 +70,7 @@ def standings(rows: Sequence[BenchmarkRow], axis: Axis = "throughput") -> list[S
     """The standing of every row, in order: one front per group, of accuracy and of ``axis``.
 
     A point dominates another that is nowhere better and somewhere worse, as measured. It does so *clearly* if, in
-    accuracy or in speed, the two intervals do not even touch: 95 % Wilson intervals of top-1, 20th to 80th percentile
+    accuracy or in speed, the two intervals do not even touch: 95 % intervals of accuracy, 20th to 80th percentile
     of single calls (wider than any interval of their median, since calls of one process are not independent). In the
     other of the two it has to be as good as measured only: a model and its fp16 twin get the same images right, and no
     number of images would part their intervals.
@@ -111,17 +117,17 @@ def speed(row: BenchmarkRow, axis: Axis) -> Span | None:
 
 
 def front_line(standings_of_group: Sequence[Standing], axis: Axis = "throughput") -> list[tuple[float, float]]:
-    """Corners (speed, top-1) of the front from slow to fast; doubtful points bend it only where there are no others."""
+    """Corners (speed, accuracy) of the front from slow to fast; doubtful points bend it where there are no others."""
     front = [s.row for s in standings_of_group if s.on_front]
     sound = [row for row in front if not doubt(row)] or front
-    corners = {(_middle(row, axis), row.top1 or 0.0) for row in sound}
+    corners = {(_middle(row, axis), row.score or 0.0) for row in sound}
     return sorted(corners, reverse=axis == "latency")
 
 
 def _why_not(row: BenchmarkRow, axis: Axis) -> str:
     if not row.measured:
         return f"{row.status}: {row.reason or 'no reason was recorded'}"
-    if row.top1 is None:
+    if row.score is None:
         return "no accuracy was measured"
     if speed(row, axis) is None:
         return f"no {axis} was measured"
@@ -132,7 +138,7 @@ def _dominated(
     row: BenchmarkRow, group: Group, rivals: Sequence[BenchmarkRow], front: set[int], axis: Axis
 ) -> Standing:
     def rank(other: BenchmarkRow) -> tuple[bool, bool, float, float]:
-        return (_clearly(other, row, axis), id(other) in front, _quickness(other, axis), other.top1 or 0.0)
+        return (_clearly(other, row, axis), id(other) in front, _quickness(other, axis), other.score or 0.0)
 
     best = max((other for other in rivals if _dominates(other, row, axis)), key=rank)
     return Standing(row, group, on_front=False, dominated_by=best, clearly=_clearly(best, row, axis))
@@ -141,13 +147,13 @@ def _dominated(
 def _dominates(a: BenchmarkRow, b: BenchmarkRow, axis: Axis) -> bool:
     if doubt(a) and not doubt(b):
         return False
-    mine, other = (a.top1 or 0.0, _quickness(a, axis)), (b.top1 or 0.0, _quickness(b, axis))
+    mine, other = (a.score or 0.0, _quickness(a, axis)), (b.score or 0.0, _quickness(b, axis))
     return mine != other and mine[0] >= other[0] and mine[1] >= other[1]
 
 
 def _clearly(a: BenchmarkRow, b: BenchmarkRow, axis: Axis) -> bool:
     """Whether ``a``, which dominates ``b``, does so beyond uncertainty; what has no interval decides nothing."""
-    surely_better = a.top1_low is not None and b.top1_high is not None and a.top1_low > b.top1_high
+    surely_better = a.score_low is not None and b.score_high is not None and a.score_low > b.score_high
     return surely_better or _surely_faster(a, b, axis)
 
 

@@ -1,4 +1,4 @@
-"""A model and labelled images in, its logits in PyTorch fp32 out, from a file where they are known.
+"""A model and annotated images in, its outputs in PyTorch fp32 out, from a file where they are known.
 
 They are computed once per model, data and preprocessing: all precisions and backends of one model are compared with the
 same ones.
@@ -12,60 +12,71 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastervit_trt.artifacts import Manifest, new_file
-from fastervit_trt.benchmarks.evaluate import Advance, tell
+from fastervit_trt.benchmarks.evaluate import Advance, Data, Reference, images_at_once, numbered_batches, tell
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import versions
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.datasets import LabelledImages
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source
 
-__all__ = ["reference_logits"]
+__all__ = ["reference_outputs"]
 
-_BATCH = 32  # the logits do not depend on it beyond rounding
+_INDICES = ("masks", "labels")  # outputs that are class indices: whole numbers, which need a byte or two
+_KNOWN = "known"
 _DIGEST = hashlib.sha256().digest_size
 
 
-def reference_logits(
+def reference_outputs(
     manifest: Manifest,
-    data: LabelledImages,
+    data: Data,
     cache: Path,
     progress: Advance | None = None,
     threads: int | None = None,
-) -> np.ndarray:
-    """Logits (len(data), classes) of PyTorch fp32 for the model whose weights were exported, on the CPU.
+) -> Reference:
+    """What PyTorch fp32 yields on the CPU for the model whose weights were exported, for every image of ``data``.
 
-    Rows are numbered as the images of ``data``; those of images that cannot be read are NaN. The array is mapped from a
-    file in ``cache``, which is made at the first call and again where it is damaged.
+    The arrays are mapped from a file in ``cache``, which is made at the first call and again where it is damaged; one
+    that fits into no memory is read as far as it is asked for.
 
     Args:
-        threads: for PyTorch while the logits are computed; as set by default.
+        threads: for PyTorch while they are computed; as set by default.
 
     Raises:
         FasterViTError: the checkpoint is gone or has changed, too many images cannot be read, or the model itself
-            yields logits that are not finite.
+            yields outputs that are not finite.
     """
     source = resolve_source(WeightSource.from_record(manifest.weights))
     path = cache / f"{manifest.model}-{_key(manifest, source, data)[:16]}.npy"
-    shape = (len(data), manifest.num_classes)
-    if (known := _read(path, shape)) is None:
+    kind = _kind(manifest)
+    if (found := _read(path, len(data), kind)) is None:
         model, _ = build_model(ModelSpec.from_record(manifest.spec), source)
         with _torch_threads(threads), new_file(path, overwrite=True) as new, new.open("wb") as stream:
-            _write(stream, shape, _rows(model, manifest, data, progress))
-        known = _read(path, shape)
-        assert known is not None
+            _write(stream, len(data), kind, _rows(model, manifest, data, kind, progress))
+        found = _read(path, len(data), kind)
+        assert found is not None
     tell(progress, len(data))
-    return known
+    names = [output["name"] for output in manifest.outputs]
+    return Reference(tuple(found[name] for name in names), np.array(found[_KNOWN]), (str(path),))
 
 
-def _key(manifest: Manifest, source: WeightSource, data: LabelledImages) -> str:
-    """All that the logits depend on; pixels depend on Pillow's decoders, and rounding on PyTorch."""
+def _kind(manifest: Manifest) -> np.dtype[np.void]:
+    """What is kept of one image: all outputs of the export, and whether it could be read."""
+    fields: list[Any] = [(_KNOWN, np.bool_)]
+    for output in manifest.outputs:
+        small = np.min_scalar_type(manifest.num_classes) if output["name"] in _INDICES else np.float32
+        fields.append((output["name"], small, tuple(output["shape"][1:])))
+    return np.dtype(fields)
+
+
+def _key(manifest: Manifest, source: WeightSource, data: Data) -> str:
+    """All that the outputs depend on; pixels depend on Pillow's decoders, and rounding on PyTorch."""
     import PIL
 
     depends = {
@@ -94,30 +105,38 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def _rows(
-    model: torch.nn.Module, manifest: Manifest, data: LabelledImages, progress: Advance | None
+    model: torch.nn.Module, manifest: Manifest, data: Data, kind: np.dtype[np.void], progress: Advance | None
 ) -> Iterator[np.ndarray]:
-    """Logits by number of the image, NaN between them for those that cannot be read."""
-    how, done = _preprocessing(manifest), 0
-    for images, numbers in data.numbered_batches(_BATCH, how, manifest.resolution):
+    """Of all images in order, zeros for those that cannot be read."""
+    how, resolution, done = _preprocessing(manifest), manifest.resolution, 0
+    for images, numbers in numbered_batches(data, images_at_once(resolution), how, resolution):
+        rows = np.zeros(int(numbers[-1]) + 1 - done, kind)
+        rows[_KNOWN][numbers - done] = True
         with torch.inference_mode():
-            logits = model(torch.from_numpy(images)).numpy()
-        if not np.isfinite(logits).all():
-            raise FasterViTError(
-                f"{manifest.model} in PyTorch fp32 yields logits that are not finite for image "
-                f"{numbers[~np.isfinite(logits).all(axis=1)][0]} of '{data.name}'; its checkpoint is broken"
-            )
-        rows = np.full((int(numbers[-1]) + 1 - done, logits.shape[1]), np.nan, np.float32)
-        rows[numbers - done] = logits
+            found = model(torch.from_numpy(images))
+        names = [output["name"] for output in manifest.outputs]
+        for name, output in zip(names, (found,) if isinstance(found, Tensor) else found, strict=True):
+            _check_finite(name, output.numpy(), numbers, manifest.model, data.name)
+            rows[name][numbers - done] = output.numpy()
         done = int(numbers[-1]) + 1
         yield rows
         tell(progress, done)
-    yield np.full((len(data) - done, manifest.num_classes), np.nan, np.float32)
+    yield np.zeros(len(data) - done, kind)
 
 
-def _write(stream: BinaryIO, shape: tuple[int, int], rows: Iterator[np.ndarray]) -> None:
+def _check_finite(name: str, output: np.ndarray, numbers: np.ndarray, model: str, data: str) -> None:
+    finite = np.isfinite(output.reshape(len(output), -1)).all(axis=1)
+    if not finite.all():
+        raise FasterViTError(
+            f"{model} in PyTorch fp32 yields {name} that are not finite for image {numbers[~finite][0]} of '{data}'; "
+            "its checkpoint is broken"
+        )
+
+
+def _write(stream: BinaryIO, count: int, kind: np.dtype[np.void], rows: Iterator[np.ndarray]) -> None:
     """An .npy file, with the SHA-256 of the array behind it, where readers of .npy do not look: so one rename is enough
     to publish both. Written, not mapped, because a full disk kills a process that writes through a map."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(stream, header)
     digest = hashlib.sha256()
     for some in rows:
@@ -126,8 +145,8 @@ def _write(stream: BinaryIO, shape: tuple[int, int], rows: Iterator[np.ndarray])
     stream.write(digest.digest())
 
 
-def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The logits in ``path``, mapped; None where there are none, or damaged ones."""
+def _read(path: Path, count: int, kind: np.dtype[np.void]) -> np.ndarray | None:
+    """The outputs in ``path``, mapped; None where there are none, or damaged ones."""
     try:
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as stream:
@@ -135,6 +154,6 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
             digest = stream.read()
     except (OSError, ValueError, EOFError):
         return None
-    if found.shape != shape or found.dtype != np.float32:
+    if found.shape != (count,) or found.dtype != kind:
         return None
-    return found if hashlib.sha256(found.data).digest() == digest else None
+    return found if hashlib.sha256(found.view(np.uint8).data).digest() == digest else None

@@ -10,14 +10,17 @@ from typing import Any, Literal
 
 from fastervit_trt.artifacts import write_csv
 
-__all__ = ["ROWS_NAME", "SCHEMA", "BenchmarkRow", "Condition", "Status", "write_rows"]
+__all__ = ["METRICS", "ROWS_NAME", "SCHEMA", "BenchmarkRow", "Condition", "Status", "several_sizes", "write_rows"]
 
 ROWS_NAME = "rows.json"
 SCHEMA = 2
 
 # "unstable": measured, but the two halves of the time differed in two fresh processes. "skipped": cannot run here.
 Status = Literal["ok", "unstable", "failed", "skipped"]
-Condition = tuple[str, str, str, str, int, int, bool, bool]
+Condition = tuple[str, str, str, str, str, int, int, bool, bool]
+
+# What accuracy means, by task. mAP is COCO's: the mean over classes and over IoU from 0.50 to 0.95.
+METRICS = {"classification": "top-1", "segmentation": "mIoU", "detection": "mAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class BenchmarkRow:
     precision: str
     backend: str
     resolution: str  # HxW
+    task: str = "classification"
     batch: int
     streams: int = 1  # batches under way at the same time while throughput is measured
     transfers: bool = False  # copies to and from the GPU are within what is timed
@@ -50,15 +54,20 @@ class BenchmarkRow:
     dataset_sha256: str = ""
     images: int | None = None
     unreadable_images: int | None = None  # left out
+    metric: str = ""  # what ``score`` is, one of METRICS
+    score: float | None = None  # in [0, 1]
+    score_low: float | None = None
+    score_high: float | None = None
+    figures: str = ""  # further ones, as JSON: {"mAP@50": 0.91}
     top1: float | None = None
     top1_low: float | None = None
     top1_high: float | None = None
     top5: float | None = None
     top5_low: float | None = None
     top5_high: float | None = None
-    agreement_fp32: float | None = None  # share of images with the top-1 of PyTorch fp32
+    agreement_fp32: float | None = None  # share of images with the top-1 of PyTorch fp32; else as scoring.py defines it
     sqnr_db: float | None = None  # of the logits against PyTorch fp32
-    non_finite_logits: int | None = None
+    non_finite_logits: int | None = None  # or other outputs
 
     # its time; percentiles are over calls, so the 80th of throughput is exceeded by 20 % of them
     clock: str = ""  # "host" or "CUDA events"
@@ -117,6 +126,19 @@ class BenchmarkRow:
     timestamp_utc: str = ""
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """A classifier's score is its top-1, also in rows that were written when there was no other metric."""
+        own: dict[str, Any] = {"metric": self.metric or METRICS.get(self.task, "score")}
+        if self.task == "classification":
+            own |= {"metric": "top-1", "score": self.top1, "score_low": self.top1_low, "score_high": self.top1_high}
+        for name, value in own.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    @property
+    def further(self) -> dict[str, float]:
+        """``figures`` as numbers."""
+        return {name: float(value) for name, value in json.loads(self.figures or "{}").items()}
+
     @property
     def label(self) -> str:
         return f"{self.model} {self.precision}"
@@ -125,11 +147,17 @@ class BenchmarkRow:
     def condition(self) -> Condition:
         """What two rows must share to be the same measurement of two runs."""
         how = (self.batch, self.streams, self.transfers, self.cold_cache)
-        return (self.model, self.precision, self.backend, self.resolution, *how)
+        return (self.model, self.precision, self.backend, self.resolution, self.task, *how)
 
     @property
     def measured(self) -> bool:
         return self.status in ("ok", "unstable")
+
+
+def several_sizes(rows: Sequence[BenchmarkRow]) -> tuple[tuple[str, str], ...]:
+    """Model and resolution, of the models that are there at several resolutions."""
+    found = sorted({(row.model, row.resolution) for row in rows if row.resolution})
+    return tuple((model, size) for model, size in found if sum(other == model for other, _ in found) > 1)
 
 
 def write_rows(rows: Sequence[Any], folder: Path) -> tuple[Path, Path]:

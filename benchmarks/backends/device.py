@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Request
+from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Outputs, Request
 from fastervit_trt.engines.admission_checks import rebuild_command
 from fastervit_trt.engines.api import NAMES, RuntimeName, unavailable_reason
 from fastervit_trt.engines.machine import Machine
@@ -63,9 +63,9 @@ class DeviceRunner:
         self._engine, self._request = engine, request
         self._timed: Timed | None = None
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits (N, classes) float32 of any number of images, float32 (N, 3, H, W)."""
-        return np.asarray(self._engine(images)[0])
+    def outputs(self, images: np.ndarray) -> Outputs:
+        """Every output, (N, …) float32, of any number of images, float32 (N, 3, H, W)."""
+        return tuple(np.asarray(output) for output in self._engine(images))
 
     def prepare(self, images: np.ndarray) -> None:
         """Put the batch (B, 3, H, W) float32 on the GPU, once for each stream, and run it until graphs are captured.

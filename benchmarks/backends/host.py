@@ -11,16 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
-from fastervit_trt.benchmarks.backends.request import check_images, classifies
-from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Request
+from fastervit_trt.benchmarks.backends.padding import outputs_of_any_batch
+from fastervit_trt.benchmarks.backends.request import check_images
+from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Outputs, Request
 from fastervit_trt.engines.runtime.completions import completions_for, seconds_between
-from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange, run_padded
+from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.host import cpu_name
 
 __all__ = ["Call", "HostRunner", "Lanes", "ThreadLanes"]
 
-Call = Callable[[np.ndarray], np.ndarray]  # images (B, 3, H, W) → logits (B, classes), waited for
+Call = Callable[[np.ndarray], Outputs]  # images (B, 3, H, W) → outputs (B, …), waited for
 
 
 class Lanes(Protocol):
@@ -110,10 +110,8 @@ class HostRunner:
         self._request, self._alone, self._lanes, self._on_close = request, alone, lanes, on_close
         self._images: np.ndarray | None = None
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        if not classifies(self._request):
-            raise FasterViTError(f"'{self._request.folder}' is a backbone without classes; measure it without --data")
-        return run_padded(self._alone, self.batch, images)
+    def outputs(self, images: np.ndarray) -> Outputs:
+        return outputs_of_any_batch(self._alone, self.batch, images)
 
     def prepare(self, images: np.ndarray) -> None:
         self._images = check_images(self._request, images)

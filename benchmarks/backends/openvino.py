@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from fastervit_trt.benchmarks.backends.host import HostRunner
 from fastervit_trt.benchmarks.backends.request import check_request, graph_artifact, is_quantised, why_not_here
-from fastervit_trt.benchmarks.backends.runner import Request, Runner
+from fastervit_trt.benchmarks.backends.runner import Outputs, Request, Runner
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
 from fastervit_trt.export.graph import GRAPH_FILE, inline_functions, save_onnx
@@ -133,14 +133,15 @@ class _Alone:
     """One request; its input is read where it lies."""
 
     def __init__(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
+        self._request, self._count = compiled.create_infer_request(), len(compiled.outputs)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Outputs:
         import openvino
 
         self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images), shared_memory=True))
         self._request.infer()
-        return np.array(self._request.get_output_tensor(0).data)  # the next call writes there
+        # Copied: the next call writes there.
+        return tuple(np.array(self._request.get_output_tensor(i).data) for i in range(self._count))
 
 
 class QueueLanes:

@@ -6,9 +6,7 @@ import importlib.util
 import platform
 from contextlib import ExitStack
 
-import numpy as np
-
-from fastervit_trt.benchmarks.backends.host import Call, HostRunner, ThreadLanes
+from fastervit_trt.benchmarks.backends.host import HostRunner, ThreadLanes
 from fastervit_trt.benchmarks.backends.request import check_request, graph_artifact, why_not_here
 from fastervit_trt.benchmarks.backends.runner import Request, Runner
 from fastervit_trt.engines.runtime import Engine
@@ -47,7 +45,7 @@ def open_ort_cpu(request: Request) -> Runner:
         alone, notes = engine(request.threads), []
         lanes = None
         if request.streams > 1:
-            lanes = ThreadLanes([_call(engine(each)) for _ in range(request.streams)])
+            lanes = ThreadLanes([engine(each) for _ in range(request.streams)])
             notes.append(f"throughput: {request.streams} sessions, {each} thread{'s' if each > 1 else ''} each")
         if alone.emulated:
             notes.append(_EMULATED)
@@ -55,7 +53,7 @@ def open_ort_cpu(request: Request) -> Runner:
             notes.append(_CPU_FP16)
         return HostRunner(
             request,
-            _call(alone),
+            alone,
             lanes,
             artifact=graph_artifact(request),
             batch=alone.batch,
@@ -64,11 +62,3 @@ def open_ort_cpu(request: Request) -> Runner:
             on_close=stack.pop_all().close,
         )
     raise AssertionError("a stack suppresses no error")
-
-
-def _call(engine: Engine) -> Call:
-    def call(images: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = engine(images)[0]
-        return logits
-
-    return call

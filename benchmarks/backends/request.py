@@ -9,9 +9,9 @@ import numpy as np
 from fastervit_trt.benchmarks.backends.runner import Artifact, Request
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.graph import GRAPH_FILE, OUTPUT
+from fastervit_trt.export.graph import GRAPH_FILE
 
-__all__ = ["check_images", "check_request", "classifies", "graph_artifact", "is_quantised", "why_not_here"]
+__all__ = ["check_images", "check_request", "graph_artifact", "is_quantised", "why_not_here"]
 
 
 def check_request(request: Request, served: BatchRange, device_kind: Literal["cpu", "gpu"]) -> None:
@@ -64,11 +64,6 @@ def check_images(request: Request, images: np.ndarray) -> np.ndarray:
             "prepare them as the manifest's 'preprocessing' says"
         )
     return np.ascontiguousarray(images)
-
-
-def classifies(request: Request) -> bool:
-    """Whether the export yields logits; a backbone yields feature maps."""
-    return [output["name"] for output in request.manifest.outputs] == [OUTPUT]
 
 
 def is_quantised(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""What every backend gives the benchmark: logits of images, and the time of batches."""
+"""What every backend gives the benchmark: outputs of images, and the time of batches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.export.batch import BatchRange
 
-__all__ = ["Artifact", "Clock", "DeviceFacts", "Request", "Runner"]
+__all__ = ["Artifact", "Clock", "DeviceFacts", "Outputs", "Request", "Runner"]
 
 Clock = Literal["host", "CUDA events"]
+Outputs = tuple[np.ndarray, ...]  # in the order of the manifest; the first axis of each is the image's
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Runner(Protocol):
     emulated: bool
     note: str
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits (N, classes) float32 of any number of images, float32 (N, 3, H, W)."""
+    def outputs(self, images: np.ndarray) -> Outputs:
+        """Every output, (N, …) float32, of any number of images, float32 (N, 3, H, W); of a classifier its logits."""
 
     def prepare(self, images: np.ndarray) -> None:
         """Take the batch (B, 3, H, W) float32 that is timed from now on; B as requested."""

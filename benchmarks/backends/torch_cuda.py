@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastervit_trt.benchmarks.backends.request import check_images, classifies
-from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Request
+from fastervit_trt.benchmarks.backends.padding import outputs_of_any_batch
+from fastervit_trt.benchmarks.backends.request import check_images
+from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Outputs, Request
 from fastervit_trt.benchmarks.gpu.timing import CudaClock, Lap
 from fastervit_trt.engines.runtime.completions import completions_for, seconds_between
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange, run_padded
+from fastervit_trt.export.batch import BatchRange
 
 __all__ = ["CudaRunner"]
 
-Forward = Callable[[Tensor], Tensor]  # float32 (B, 3, H, W) → float32 (B, classes), on the GPU
+Forward = Callable[[Tensor], Tensor | tuple[Tensor, ...]]  # float32 (B, 3, H, W) → float32 (B, …), on the GPU
 
 _CACHES = 2  # of the L2 cache's size is what is written to empty it
 
@@ -49,14 +50,12 @@ class CudaRunner:
         self._scratch: Tensor | None = None
 
     @torch.inference_mode()
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        if not classifies(self._request):
-            raise FasterViTError(f"'{self._request.folder}' is a backbone without classes; measure it without --data")
+    def outputs(self, images: np.ndarray) -> Outputs:
+        def run(some: np.ndarray) -> Outputs:
+            found = self._forward(torch.from_numpy(np.ascontiguousarray(some)).to(self._on))
+            return tuple(output.cpu().numpy() for output in ((found,) if isinstance(found, Tensor) else found))
 
-        def run(some: np.ndarray) -> np.ndarray:
-            return self._forward(torch.from_numpy(np.ascontiguousarray(some)).to(self._on)).cpu().numpy()
-
-        return run_padded(run, self.batch, images)
+        return outputs_of_any_batch(run, self.batch, images)
 
     @torch.inference_mode()
     def prepare(self, images: np.ndarray) -> None:
@@ -178,5 +177,5 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)
 
 
-def _closed(images: Tensor) -> Tensor:
+def _closed(images: Tensor) -> Tensor | tuple[Tensor, ...]:
     raise FasterViTError("the runner is closed; open it again")

@@ -1,6 +1,6 @@
 """An export's manifest in, the very model that it was made from in PyTorch out: as it is, compiled, or fused.
 
-On a GPU where PyTorch finds one, else on the CPU. Float32 images come in and float32 logits go out, as of the exported
+On a GPU where PyTorch finds one, else on the CPU. Float32 images come in and float32 outputs go out, as of the exported
 graph. Position tables are constants, as published evaluations keep them; the graph has them so, too.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastervit_trt.benchmarks.backends.host import Call, HostRunner, ThreadLanes
 from fastervit_trt.benchmarks.backends.request import check_request, is_quantised, why_not_here
-from fastervit_trt.benchmarks.backends.runner import Artifact, Request, Runner
+from fastervit_trt.benchmarks.backends.runner import Artifact, Outputs, Request, Runner
 from fastervit_trt.benchmarks.backends.torch_cuda import CudaRunner
 from fastervit_trt.benchmarks.gpu import ways as gpu_ways
 from fastervit_trt.benchmarks.gpu.job import first_line
@@ -170,9 +170,9 @@ def _on_cpu(request: Request, form: Form, source: WeightSource, artifact: Artifa
 
 
 @torch.inference_mode()
-def _call(model: Callable[[Tensor], Tensor | tuple[Tensor, ...]], images: np.ndarray) -> np.ndarray:
-    outputs = model(torch.from_numpy(images))
-    return (outputs if isinstance(outputs, Tensor) else outputs[0]).numpy()
+def _call(model: Callable[[Tensor], Tensor | tuple[Tensor, ...]], images: np.ndarray) -> Outputs:
+    found = model(torch.from_numpy(images))
+    return tuple(output.numpy() for output in ((found,) if isinstance(found, Tensor) else found))
 
 
 def _compiled_for_cpu(model: nn.Module, request: Request) -> Call:
@@ -190,10 +190,10 @@ def _on_gpu(request: Request, form: Form, source: WeightSource, artifact: Artifa
     if form == "fused":
         gpu_ways.require_kernels("cuda")
     model = _model(request, form, source, device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    call: Callable[[Tensor], Tensor] = gpu_ways.compiled(model) if form == "compiled" else model
+    call: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = gpu_ways.compiled(model) if form == "compiled" else model
     dtype = get_float(request.manifest.precision).dtype
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(images: Tensor) -> Tensor | tuple[Tensor, ...]:
         return call(images.to(dtype, memory_format=torch.channels_last))
 
     if form == "compiled":

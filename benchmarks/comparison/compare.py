@@ -2,7 +2,8 @@
 
 Times are compared by rounds where both runs kept their samples (:mod:`significance`, beside this file), else by
 their 20th to 80th percentiles, which must not overlap. Accuracy is compared image by image where both kept which
-images they got right, else as two independent shares. All p-values of one comparison are adjusted together (Holm).
+images they got right, else as two independent shares; other metrics by their intervals. All p-values of one comparison
+are adjusted together (Holm).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from fastervit_trt.benchmarks.comparison.significance import (
     mcnemar_p,
     proportion_difference,
     round_logs,
+    score_difference,
     trimmed_shift,
 )
 from fastervit_trt.benchmarks.records import Record
-from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.benchmarks.rows import METRICS, BenchmarkRow
 
 __all__ = ["Comparison", "Difference", "compare_records"]
 
@@ -39,9 +41,9 @@ class Difference:
     """One thing that two runs of a condition do not share.
 
     Attributes:
-        metric: "throughput" (img/s), "latency" (p50 ms), "top-1" (%) or "status".
+        metric: "throughput" (img/s), "latency" (p50 ms), "status", or what accuracy is, as "top-1" (%).
         before: the first run's value, in the metric's unit.
-        change: relative for times (0.1: a tenth more), percentage points for top-1; ``low`` to ``high`` its 95 %
+        change: relative for times (0.1: a tenth more), percentage points for accuracy; ``low`` to ``high`` its 95 %
             interval before adjustment, None where only percentiles were there.
         p: adjusted for all comparisons of the call; None where there is none.
         basis: what it was decided by; empty for a status.
@@ -152,7 +154,7 @@ def _compare_pair(pair: Pair, least: float, across_devices: bool) -> Iterator[_C
         for speed in SPEEDS:
             if speed.shown(pair.before.row) is not None or speed.shown(pair.after.row) is not None:
                 yield _compare_speed(pair, speed, least)
-    if pair.before.row.top1 is not None or pair.after.row.top1 is not None:
+    if pair.before.row.score is not None or pair.after.row.score is not None:
         yield _compare_accuracy(pair)
 
 
@@ -194,7 +196,7 @@ def _speed_difference(pair: Pair, speed: Speed, change: float, basis: str) -> Di
 
 def _compare_accuracy(pair: Pair) -> _Candidate | str:
     before, after = pair.before.row, pair.after.row
-    if before.top1 is None or after.top1 is None:
+    if before.score is None or after.score is None:
         return "accuracy measured in one run only"
     if not same_images(before, after):
         return "accuracy on other images"
@@ -203,17 +205,24 @@ def _compare_accuracy(pair: Pair) -> _Candidate | str:
         drop = paired_drop(right_a, right_b)
         change, low, high = -drop.points, -drop.high, -drop.low
         p, basis = mcnemar_p(right_a, right_b), "image by image (McNemar)"
+    elif before.task != "classification":
+        ends = _interval(before), _interval(after)
+        if ends[0] is None or ends[1] is None:
+            return f"{before.metric} without its interval"
+        shift = score_difference(ends[0], ends[1])
+        change, low, high, p = 100 * shift.value, 100 * shift.low, 100 * shift.high, shift.p
+        basis = "two intervals, cautious: as if of different images"
     elif before.images and after.images:
-        shift = proportion_difference((before.top1, before.images), (after.top1, after.images))
+        shift = proportion_difference((before.score, before.images), (after.score, after.images))
         change, low, high, p = 100 * shift.value, 100 * shift.low, 100 * shift.high, shift.p
         basis = "two shares, cautious: which images were right was not kept"
     else:
         return "accuracy without the number of images"
     difference = Difference(
         condition=describe(before),
-        metric="top-1",
-        before=100 * before.top1,
-        after=100 * after.top1,
+        metric=before.metric,
+        before=100 * before.score,
+        after=100 * after.score,
         worse=change < 0,
         basis=basis,
         change=change,
@@ -223,6 +232,13 @@ def _compare_accuracy(pair: Pair) -> _Candidate | str:
         note=_note(pair),
     )
     return _Candidate(difference, True)
+
+
+def _interval(row: BenchmarkRow) -> tuple[float, float, float] | None:
+    """Low, middle and high of its score."""
+    if row.score is None or row.score_low is None or row.score_high is None:
+        return None
+    return row.score_low, row.score, row.score_high
 
 
 def _note(pair: Pair) -> str:
@@ -259,9 +275,9 @@ def _decided(candidates: Sequence[_Candidate]) -> Iterator[Difference]:
 
 def _severity(found: Difference) -> tuple[Any, ...]:
     """Lost measurements, accuracy, speed; then gains, the largest last."""
-    kind = ("status", "top-1", "throughput", "latency").index(found.metric)
+    kind = {"status": 0, "throughput": 2, "latency": 3}.get(found.metric, 1)
     change = found.change or 0.0
-    size = abs(change if found.metric == "top-1" else math.log1p(change))  # half and double are as far away
+    size = abs(change if found.metric in METRICS.values() else math.log1p(change))  # half and double are as far away
     return (not found.worse, min(kind, 2), -size if found.worse else size, found.condition, kind)
 
 

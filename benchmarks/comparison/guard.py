@@ -31,7 +31,7 @@ _SLACK = 1e-9  # of a point: 99.5 less 99.0 is not more than 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a row may fall: ``regression`` as a share of its speed, ``accuracy_points`` of top-1 in points."""
+    """How far a row may fall: ``regression`` as a share of its speed, ``accuracy_points`` of accuracy in points."""
 
     regression: float
     accuracy_points: float | None = None
@@ -177,9 +177,9 @@ def _judge_accuracy(pairs: Sequence[Pair], limit: float | None) -> tuple[list[st
     falls, missing, checked = [], [], 0
     for pair in pairs if limit is not None else []:
         then, now = pair.before.row, pair.after.row
-        if then.top1 is None:
+        if then.score is None:
             continue
-        if now.top1 is None:
+        if now.score is None:
             missing.append(f"{describe(then)}: its accuracy is no longer measured")
             continue
         if not same_images(then, now):
@@ -188,10 +188,10 @@ def _judge_accuracy(pairs: Sequence[Pair], limit: float | None) -> tuple[list[st
                 f"now ({now.images} of {now.dataset}); use the same --data, or leave --max-accuracy-drop out"
             )
         checked += 1
-        points = 100 * (then.top1 - now.top1)
+        points = 100 * (then.score - now.score)
         if limit is not None and points > limit + _SLACK:
-            shares = f"{100 * then.top1:.2f} % then, {100 * now.top1:.2f} % now"
-            falls.append(f"{describe(then)}: top-1 fell by {points:.2f} points: {shares}")
+            shares = f"{100 * then.score:.2f} % then, {100 * now.score:.2f} % now"
+            falls.append(f"{describe(then)}: {then.metric} fell by {points:.2f} points: {shares}")
     return falls, missing, checked
 
 

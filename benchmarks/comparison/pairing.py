@@ -127,10 +127,11 @@ def place_of(row: BenchmarkRow) -> Place:
 
 def describe(row: BenchmarkRow) -> str:
     """A row's condition in words: ``faster_vit_0_224 fp16, tensorrt, 224x224, batch 8``."""
+    task = [row.task] if row.task != "classification" else []
     streams = [f"{row.streams} streams"] if row.streams != 1 else []
     transfers = ["with transfers"] if row.transfers else []
     cold = ["cold cache"] if row.cold_cache else []
-    return ", ".join([row.label, row.backend, row.resolution, f"batch {row.batch}", *streams, *transfers, *cold])
+    return ", ".join([row.label, *task, row.backend, row.resolution, f"batch {row.batch}", *streams, *transfers, *cold])
 
 
 def same_images(before: BenchmarkRow, after: BenchmarkRow) -> bool:

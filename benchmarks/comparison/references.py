@@ -88,7 +88,7 @@ def relative_reference(pair: Pair, speed: Speed, *, pairs: Sequence[Pair], name:
 
 def _is_beside(other: Pair, pair: Pair, backend: str) -> bool:
     mine, its = pair.before.row, other.before.row
-    same = (mine.model, mine.resolution, mine.batch) == (its.model, its.resolution, its.batch)
+    same = all(getattr(mine, name) == getattr(its, name) for name in ("model", "task", "resolution", "batch"))
     return its.backend == backend and same and _places(other) == _places(pair)
 
 

@@ -63,7 +63,9 @@ class Timings:
 class Clock(Protocol):
     """Times on one device."""
 
-    def lap(self, call: Callable[..., Tensor], sets: Sequence[tuple[Any, ...]], *, capture: bool) -> Lap: ...
+    def lap(
+        self, call: Callable[..., Tensor | tuple[Tensor, ...]], sets: Sequence[tuple[Any, ...]], *, capture: bool
+    ) -> Lap: ...
 
     def samples(self, lap: Lap, count: int, repeats: int) -> list[float]:
         """``count`` times ``repeats`` runs of ``lap``, in seconds per call."""
@@ -82,7 +84,9 @@ class CudaClock:
     def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
         self._stream = stream
 
-    def lap(self, call: Callable[..., Tensor], sets: Sequence[tuple[Any, ...]], *, capture: bool) -> Lap:
+    def lap(
+        self, call: Callable[..., Tensor | tuple[Tensor, ...]], sets: Sequence[tuple[Any, ...]], *, capture: bool
+    ) -> Lap:
         # Compilers, libraries' handles and allocations come before the capture, on a stream like that of the capture.
         stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -117,7 +121,9 @@ class CudaClock:
 class HostClock:
     """Wall clock on a CPU, where the same stages are tested."""
 
-    def lap(self, call: Callable[..., Tensor], sets: Sequence[tuple[Any, ...]], *, capture: bool) -> Lap:
+    def lap(
+        self, call: Callable[..., Tensor | tuple[Tensor, ...]], sets: Sequence[tuple[Any, ...]], *, capture: bool
+    ) -> Lap:
         return Lap(lambda: [call(*x) for x in sets], len(sets), captured=False)
 
     def samples(self, lap: Lap, count: int, repeats: int) -> list[float]:

@@ -9,16 +9,20 @@ from typing import Literal
 
 from fastervit_trt.benchmarks.pareto import Axis, Group, Standing, doubt, standings
 from fastervit_trt.benchmarks.records import Record
+from fastervit_trt.benchmarks.report.beside import BENCHMARKS
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 
-__all__ = ["AXES", "Cell", "State", "cells_of", "charted_groups", "looks_like_imagenet"]
+__all__ = ["AXES", "Cell", "State", "benchmark_of", "cells_of", "charted_groups"]
 
 AXES: tuple[Axis, ...] = ("throughput", "latency")
 State = Literal["front", "near", "off", "none"]  # near: dominated, but within uncertainty
 
 # Its relatives (Tiny ImageNet, -A, -R, -V2, 21k) have other images or classes.
 _IMAGENET = re.compile(r"(imagenet|ilsvrc)(2012|1k)*(val|validation)?")
-_IMAGENET_VALIDATION_IMAGES = 50_000
+_VALIDATION_IMAGES = {"ImageNet": 50_000, "COCO": 5_000, "ADE20K": 2_000}
+_COCO = re.compile(r"(ms)?coco(2017)?(val|validation)?(2017)?")
+_ADE20K = re.compile(r"(ade20k|adechallengedata2016|sceneparse150)(val|validation)?")
+_NAMES = {"ImageNet": _IMAGENET, "COCO": _COCO, "ADE20K": _ADE20K}
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,19 @@ def charted_groups(cells: Sequence[Cell], axis: Axis | None = None) -> dict[Grou
     return groups
 
 
-def looks_like_imagenet(row: BenchmarkRow) -> bool:
-    """Whether published top-1 of ImageNet may be drawn beside the row's."""
+def benchmark_of(row: BenchmarkRow) -> str:
+    """The public validation set whose published figures may be drawn beside the row's; "" if it is none."""
+    benchmark = BENCHMARKS.get(row.metric, "")
+    if not benchmark:
+        return ""
     name = "".join(sign for sign in (row.dataset or "").casefold() if sign.isalnum())
-    return (
-        bool(_IMAGENET.fullmatch(name))
-        or (row.images or 0) + (row.unreadable_images or 0) == _IMAGENET_VALIDATION_IMAGES
-    )
+    images = (row.images or 0) + (row.unreadable_images or 0)
+    same = bool(_NAMES[benchmark].fullmatch(name)) or images == _VALIDATION_IMAGES[benchmark]
+    return benchmark if same else ""
 
 
 def _place(row: BenchmarkRow) -> tuple[object, ...]:
     group = Group.of(row)
     where = (group.title, group.dataset_sha256, group.device_kind)
-    figures = (-(row.top1 or 0.0), -(row.throughput_img_per_s or 0.0), row.latency_p50_ms or 0.0)
-    return (not row.measured, *where, *figures, row.model, row.precision, row.backend, row.streams)
+    figures = (-(row.score or 0.0), -(row.throughput_img_per_s or 0.0), row.latency_p50_ms or 0.0)
+    return (not row.measured, *where, *figures, row.model, row.resolution, row.precision, row.backend, row.streams)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.benchmarks.rows import BenchmarkRow, several_sizes
 
 __all__ = ["DARK", "DARK_PAGE", "LIGHT", "LIGHT_PAGE", "SHAPES", "SIGNS", "Looks", "Shape", "short_name"]
 
@@ -62,6 +62,7 @@ class Looks:
     models: tuple[str, ...]
     precisions: tuple[str, ...]
     backends: tuple[str, ...]
+    sizes: tuple[tuple[str, str], ...] = ()  # model and resolution, of models that are there at several
 
     @classmethod
     def of(cls, rows: Iterable[BenchmarkRow]) -> Looks:
@@ -71,6 +72,7 @@ class Looks:
             tuple(sorted({row.model for row in rows})),
             _ordered({row.precision for row in rows}, tuple(SHAPES)),
             _ordered({row.backend for row in rows}, _BACKENDS),
+            several_sizes(rows),
         )
 
     def colour(self, model: str) -> int:
@@ -89,9 +91,10 @@ class Looks:
         return _SIGN_MARKERS[self.sign(backend)]
 
     def label(self, row: BenchmarkRow) -> str:
-        """As short as it can be told from the others: the backend only where there are several."""
+        """As short as it can be told from the others: the backend and the resolution only where there are several."""
         backend = f" · {row.backend}" if len(self.backends) > 1 else ""
-        return f"{short_name(row.model)} {row.precision}{backend}"
+        size = f" {row.resolution}" if (row.model, row.resolution) in self.sizes else ""
+        return f"{short_name(row.model)}{size} {row.precision}{backend}"
 
 
 def short_name(model: str) -> str:

@@ -8,21 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from fastervit_trt.benchmarks.examples import Example
 from fastervit_trt.benchmarks.report import text
+from fastervit_trt.benchmarks.report.beside import Beside
 from fastervit_trt.benchmarks.report.cells import AXES, Cell, charted_groups
 from fastervit_trt.benchmarks.report.chart import chart_data, json_for_script
 from fastervit_trt.benchmarks.report.look import DARK, DARK_PAGE, LIGHT, LIGHT_PAGE, SIGNS, Looks, short_name
 from fastervit_trt.benchmarks.report.protocol import machines, protocol
 from fastervit_trt.benchmarks.report.spark import sparkline
 from fastervit_trt.benchmarks.timing import is_stable
-
-if TYPE_CHECKING:
-    from fastervit_trt.benchmarks.published.points import PublishedPoint
 
 __all__ = ["render_page"]
 
@@ -41,12 +40,18 @@ class _Filter:
 def render_page(
     cells: Sequence[Cell],
     looks: Looks,
-    published: Sequence[PublishedPoint],
+    published: Sequence[Beside],
     *,
     title: str,
     picture: bytes | None,
+    examples: Sequence[tuple[Example, bytes]] = (),
 ) -> str:
-    """The page; ``picture`` is what readers without JavaScript see in place of the chart."""
+    """The page.
+
+    Args:
+        picture: what readers without JavaScript see in place of the chart.
+        examples: pictures of the data with what was found in them, and their PNGs.
+    """
     measured = [cell for cell in cells if cell.row.measured]
     environment = _environment()
     data = chart_data(cells, looks, published)
@@ -68,6 +73,8 @@ def render_page(
         protocol=protocol([cell.row for cell in measured]),
         machines=machines([cell.row for cell in measured]),
         several=len({cell.group for cell in measured}) > 1,
+        metrics=list(dict.fromkeys(cell.row.metric for cell in measured if cell.row.score is not None)) or ["top-1"],
+        examples=_examples(examples),
         eight_bits=[cell for cell in measured if cell.row.slower_because or cell.row.engines_against_8_bits],
         palette=_palette(),
         style=_inline("page.css"),
@@ -103,6 +110,15 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def _examples(examples: Sequence[tuple[Example, bytes]]) -> list[tuple[str, list[tuple[Example, Markup]]]]:
+    """By export and backend, with a title; each picture as it stands in the page."""
+    found: dict[str, list[tuple[Example, Markup]]] = {}
+    for one, png in examples:
+        title = f"{short_name(one.model)} {one.precision}, {one.resolution}, on {one.backend}"
+        found.setdefault(title, []).append((one, Markup(base64.b64encode(png).decode())))
+    return list(found.items())
+
+
 def _tallies(cells: Sequence[Cell]) -> list[tuple[int, str]]:
     status = Counter(cell.row.status for cell in cells)
     front = sum(cell.state("throughput") == "front" for cell in cells)
@@ -132,6 +148,8 @@ def _filters(measured: Sequence[Cell]) -> list[_Filter]:
         "model": lambda cell: cell.row.model,
         "precision": lambda cell: cell.row.precision,
         "backend": lambda cell: cell.row.backend,
+        "task": lambda cell: cell.row.task,
+        "resolution": lambda cell: cell.row.resolution,
         "device": lambda cell: cell.row.device,
         "batch": lambda cell: str(cell.row.batch),
     }

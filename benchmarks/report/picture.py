@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastervit_trt.benchmarks.pareto import Group, front_line, speed
-from fastervit_trt.benchmarks.report.cells import Cell, State, charted_groups, looks_like_imagenet
+from fastervit_trt.benchmarks.report.beside import Beside
+from fastervit_trt.benchmarks.report.cells import Cell, State, charted_groups
+from fastervit_trt.benchmarks.report.chart import common_benchmark
 from fastervit_trt.benchmarks.report.labels import Label, place_labels
 from fastervit_trt.benchmarks.report.look import LIGHT, Looks, short_name
-
-if TYPE_CHECKING:
-    from fastervit_trt.benchmarks.published.points import PublishedPoint
+from fastervit_trt.benchmarks.report.text import metric_title
 
 __all__ = ["draw_picture"]
 
@@ -33,7 +33,7 @@ _STEPS = ((1,), (2, 5), (3, 1.5, 7), (4, 6, 8, 1.2, 2.5))  # the roundest first
 _ROOM = 0.09  # of the axis, between two numbers
 
 
-def draw_picture(cells: Sequence[Cell], looks: Looks, published: Sequence[PublishedPoint]) -> bytes | None:
+def draw_picture(cells: Sequence[Cell], looks: Looks, published: Sequence[Beside]) -> bytes | None:
     """The PNG of every group with accuracy and throughput; None where no cell has both."""
     groups = charted_groups(cells, "throughput")
     if not groups:
@@ -81,9 +81,7 @@ def _small(png: io.BytesIO) -> bytes:
     return stream.getvalue()
 
 
-def _draw_panel(
-    axes: Any, group: Group, members: Sequence[Cell], looks: Looks, published: Sequence[PublishedPoint]
-) -> None:
+def _draw_panel(axes: Any, group: Group, members: Sequence[Cell], looks: Looks, published: Sequence[Beside]) -> None:
     corners = front_line([cell.standing["throughput"] for cell in members])
     if len(corners) > 1:
         x, y = zip(*corners, strict=True)
@@ -95,7 +93,7 @@ def _draw_panel(
     axes.set_xscale("log")
     axes.set_title(group.title, fontsize=9, loc="left", color=_SOFT)
     axes.set_xlabel("throughput, images/s (log)")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_ylabel(metric_title(group.metric))
     axes.grid(alpha=0.25)
     axes.tick_params(colors=_SOFT)
     for side in ("top", "right"):
@@ -110,15 +108,16 @@ def _draw_panel(
 def _draw_point(axes: Any, cell: Cell, looks: Looks) -> None:
     row, colour = cell.row, LIGHT[looks.colour(cell.row.model)]
     span = speed(row, "throughput")
-    assert span is not None and row.top1 is not None
-    x, y = span[1], 100 * row.top1
-    low, high = (y if end is None else 100 * end for end in (row.top1_low, row.top1_high))
+    assert span is not None and row.score is not None
+    x, y = span[1], 100 * row.score
+    low, high = (y if end is None else 100 * end for end in (row.score_low, row.score_high))
     state = cell.state("throughput")
     alpha = 1.0 if state == "front" else 0.75
     axes.errorbar(
-        x, y, yerr=[[y - low], [high - y]], xerr=[[x - span[0]], [span[2] - x]],
+        x, y, yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], xerr=[[x - span[0]], [span[2] - x]],
         fmt="none", ecolor=colour, elinewidth=0.9, alpha=alpha * 0.8, zorder=2,
     )  # fmt: skip
+    # Intervals by bootstrap need not hold the value.
     face = _face(colour, state, bool(cell.doubt))
     marker = looks.shape(row.precision).marker
     edge = {"markeredgecolor": colour, "markeredgewidth": 1.3, "alpha": alpha, "zorder": 3}
@@ -189,7 +188,7 @@ def _sample(marker: str, face: Any, edge: str = _INK) -> Any:
     return Line2D([], [], linestyle="none", marker=marker, markersize=size, markerfacecolor=face, markeredgecolor=edge)
 
 
-def _labels(members: Sequence[Cell], looks: Looks, published: Sequence[PublishedPoint]) -> list[Label]:
+def _labels(members: Sequence[Cell], looks: Looks, published: Sequence[Beside]) -> list[Label]:
     """Those of the front first: they get the best places."""
     ordered = sorted(members, key=lambda c: (c.state("throughput") != "front", -(c.row.throughput_img_per_s or 0)))
     own = [
@@ -197,21 +196,21 @@ def _labels(members: Sequence[Cell], looks: Looks, published: Sequence[Published
         for cell in ordered
     ]
     return own + [
-        Label(point.model, *_published_spot(point), size=6.0, colour=_FAINT, must_be_near=True)
+        Label(point.label, *_published_spot(point), size=6.0, colour=_FAINT, must_be_near=True)
         for point in _beside(members, published)
     ]
 
 
-def _beside(members: Sequence[Cell], published: Sequence[PublishedPoint]) -> Sequence[PublishedPoint]:
-    return published if all(looks_like_imagenet(cell.row) for cell in members) else ()
+def _beside(members: Sequence[Cell], published: Sequence[Beside]) -> Sequence[Beside]:
+    return [point for point in published if point.benchmark == common_benchmark(members)]
 
 
 def _spot(cell: Cell) -> tuple[float, float]:
-    return (cell.row.throughput_img_per_s or 0.0, 100 * (cell.row.top1 or 0.0))
+    return (cell.row.throughput_img_per_s or 0.0, 100 * (cell.row.score or 0.0))
 
 
-def _published_spot(point: PublishedPoint) -> tuple[float, float]:
-    return (point.throughput_img_per_s or 0.0, 100 * (point.top1 or 0.0))
+def _published_spot(point: Beside) -> tuple[float, float]:
+    return (point.throughput_img_per_s, 100 * point.score)
 
 
 def _name_speeds(axes: Any) -> None:

@@ -14,6 +14,14 @@ __all__ = ["Machine", "machines", "protocol"]
 
 _VERSIONS = ("fastervit_trt", "python", "torch", "onnxruntime", "tensorrt", "openvino")
 _NAMES = {"fastervit_trt": "fastervit-trt", "python": "Python", "torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+_BOOTSTRAP = "intervals of {} are 95 % of resamplings of the images (bootstrap)"
+_INTERVALS = {"top-1": "intervals are 95 % Wilson intervals"}
+_SAME = {
+    "classification": "the share of images with the class of PyTorch fp32",
+    "segmentation": "the share of annotated pixels with the class that PyTorch fp32 gives them",
+    "detection": "the share of sure boxes (score from 0.5 on) that PyTorch fp32 has, too, and of its that are there: "
+    "same class, IoU from 0.9 on, score within 0.1",
+}
 _NAMES |= {"tensorrt": "TensorRT", "openvino": "OpenVINO"}
 
 
@@ -63,12 +71,13 @@ def machines(rows: Sequence[BenchmarkRow]) -> list[Machine]:
 
 
 def _accuracy(rows: Sequence[BenchmarkRow]) -> str:
-    judged = [row for row in rows if row.top1 is not None]
+    judged = [row for row in rows if row.score is not None]
     if not judged:
         return "No labelled images were given, so there is no front: only speeds."
     sets = _distinct(f"{row.dataset} ({row.images} images)" for row in judged)
-    same = "“Same as fp32” is the share of images with the class of PyTorch fp32."
-    return f"Every image of {sets}; intervals are 95 % Wilson intervals. {same}"
+    ways = _distinct(_INTERVALS.get(row.metric, _BOOTSTRAP).format(row.metric) for row in judged).replace(" | ", "; ")
+    same = _distinct(_SAME[row.task] for row in judged if row.task in _SAME).replace(" | ", "; ")
+    return f"Every image of {sets}; {ways}. “Same as fp32” is {same}."
 
 
 def _clocks(rows: Sequence[BenchmarkRow]) -> str:

@@ -14,10 +14,7 @@ from fastervit_trt.benchmarks.rows import BenchmarkRow
 
 __all__ = ["render_summary"]
 
-_HEAD = (
-    "model", "precision", "backend", "batch", "top-1 %", "95 % interval", "same top-1 as fp32 PyTorch %", "SQNR dB",
-    "images/s", "p50 / p90 / p99 ms", "on the front",
-)  # fmt: skip
+_SAME = {"top-1": "same top-1 as fp32 PyTorch %", "mIoU": "same pixels as fp32 PyTorch %"}
 _STATES = {"front": "yes", "near": "no, within uncertainty", "off": "no", "none": "–"}
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
@@ -35,7 +32,8 @@ def render_summary(cells: Sequence[Cell], looks: Looks, *, title: str, picture: 
     for group, members in groups.items():
         if len(groups) > 1:
             parts.append(f"### {_plain(group.title)}")
-        lines = [_HEAD, ("---",) * len(_HEAD), *(_line(cell, notes) for cell in members)]
+        head = _head(group.metric, several=bool(looks.sizes))
+        lines = [head, ("---",) * len(head), *(_line(cell, notes, several=bool(looks.sizes)) for cell in members)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts.append(_conditions([cell.row for cell in members]))
     if not groups:
@@ -47,20 +45,29 @@ def render_summary(cells: Sequence[Cell], looks: Looks, *, title: str, picture: 
     return "\n\n".join(parts) + "\n"
 
 
-def _line(cell: Cell, notes: dict[str, int]) -> tuple[str, ...]:
+def _head(metric: str, *, several: bool) -> tuple[str, ...]:
+    """Columns of a table, with the resolution where a model is there at several."""
+    names = ("model", *(["resolution"] if several else []), "precision", "backend", "batch", f"{metric} %")
+    same = _SAME.get(metric, "same as fp32 PyTorch %")
+    noise = ("SQNR dB",) if metric == "top-1" else ()
+    return (*names, "95 % interval", same, *noise, "images/s", "p50 / p90 / p99 ms", "on the front")
+
+
+def _line(cell: Cell, notes: dict[str, int], *, several: bool) -> tuple[str, ...]:
     row = cell.row
     said = [f"{fact.term}: {fact.text}" for fact in caveats(row)]
     marks = ", ".join(str(notes.setdefault(text, len(notes) + 1)) for text in said)
     tails = " / ".join(significant(ms) for ms in (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms))
     return (
         _plain(row.model) + (f" <sup>{marks}</sup>" if marks else ""),
+        *([_plain(row.resolution)] if several else []),
         _plain(row.precision),
         _plain(row.backend),
         str(row.batch) + (f" × {row.streams} streams" if row.streams > 1 else ""),
-        percent(row.top1),
-        interval(row.top1_low, row.top1_high),
+        percent(row.score),
+        interval(row.score_low, row.score_high),
         percent(row.agreement_fp32),
-        sqnr(row),
+        *([sqnr(row)] if row.metric == "top-1" else []),
         significant(row.throughput_img_per_s),
         tails if row.latency_p50_ms is not None else "–",
         _STATES[cell.state("throughput")]
@@ -71,7 +78,9 @@ def _line(cell: Cell, notes: dict[str, int]) -> tuple[str, ...]:
 def _conditions(rows: Sequence[BenchmarkRow]) -> str:
     """One line that a figure may be quoted with."""
     row = rows[0]
-    images = f"Top-1 on {row.images} images of {row.dataset}, 95 % Wilson interval; " if row.top1 is not None else ""
+    metric = "Top-1" if row.metric == "top-1" else row.metric
+    way = "95 % Wilson interval" if row.metric == "top-1" else "95 % interval by bootstrap over images"
+    images = f"{metric} on {row.images} images of {row.dataset}, {way}; " if row.score is not None else ""
     device = row.device or row.cpu or "unknown device"
     if row.device_kind == "cpu" and row.threads:
         device += f" on {row.threads} threads"

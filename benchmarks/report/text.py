@@ -10,9 +10,24 @@ from fastervit_trt.benchmarks.pareto import Standing, doubt
 from fastervit_trt.benchmarks.report.look import short_name
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 
-__all__ = ["Fact", "caveats", "facts", "full_label", "interval", "percent", "signed", "significant", "sqnr", "verdict"]
+__all__ = [
+    "Fact",
+    "caveats",
+    "facts",
+    "full_label",
+    "interval",
+    "metric_title",
+    "percent",
+    "signed",
+    "significant",
+    "sqnr",
+    "verdict",
+]
 
 _EXACT_DB = 200.0  # as fastervit_trt.accuracy writes infinity
+_TITLES = {"top-1": "top-1 accuracy, %", "mAP": "mAP (IoU 0.50 to 0.95), %", "mIoU": "mean IoU, %"}
+_BY_CLASS = "IoU of "  # begins the name of a figure that there is one of per class
+_WORST = 8  # classes that are named where there are many
 
 
 class Fact(NamedTuple):
@@ -54,9 +69,15 @@ def sqnr(row: BenchmarkRow) -> str:
     return "exact" if row.sqnr_db >= _EXACT_DB else f"{row.sqnr_db:.1f}"
 
 
-def full_label(row: BenchmarkRow) -> str:
-    """Names the row in a sentence."""
-    return f"{short_name(row.model)} {row.precision} on {row.backend}"
+def metric_title(metric: str) -> str:
+    """An axis of accuracy."""
+    return _TITLES.get(metric, f"{metric}, %")
+
+
+def full_label(row: BenchmarkRow, resolution: str = "") -> str:
+    """Names the row in a sentence; its resolution, too, if it is not the one that is told already."""
+    size = f" at {row.resolution}" if resolution and row.resolution != resolution else ""
+    return f"{short_name(row.model)} {row.precision}{size} on {row.backend}"
 
 
 def verdict(standing: Standing, axis: str) -> str:
@@ -70,7 +91,8 @@ def verdict(standing: Standing, axis: str) -> str:
     assert other is not None
     how = "Clearly dominated" if standing.clearly else "Dominated within uncertainty"
     chance = "" if standing.clearly else "; intervals overlap, so the order may be chance"
-    return f"{how} by {axis} by {full_label(other)}: {_margin(other, standing.row, axis)}{chance}."
+    label = full_label(other, standing.row.resolution)
+    return f"{how} by {axis} by {label}: {_margin(other, standing.row, axis)}{chance}."
 
 
 def caveats(row: BenchmarkRow) -> Iterator[Fact]:
@@ -80,7 +102,8 @@ def caveats(row: BenchmarkRow) -> Iterator[Fact]:
     if not row.speed_is_meaningful:
         yield Fact("speed", "means nothing: the backend emulates the precision")
     if row.non_finite_logits:
-        yield Fact("logits", f"{row.non_finite_logits} are NaN or infinite")
+        kind = "logits" if row.task == "classification" else "outputs"
+        yield Fact(kind, f"{row.non_finite_logits} are NaN or infinite")
     if row.unreadable_images:
         yield Fact("images", f"{row.unreadable_images} could not be read and were left out")
     if row.note:
@@ -98,9 +121,10 @@ def facts(row: BenchmarkRow) -> list[Fact]:
         Fact("ran as", _ran_as(row)),
         Fact("throughput", _throughput(row)),
         Fact("latency", _latency(row)),
-        Fact("top-1", _top1(row)),
+        Fact(row.metric, _score(row)),
+        *_figures(row),
         Fact("top-5", "" if row.top5 is None else f"{percent(row.top5)} % ({interval(row.top5_low, row.top5_high)})"),
-        Fact("same as fp32", "" if row.agreement_fp32 is None else f"{percent(row.agreement_fp32)} % of images"),
+        Fact("same as fp32", "" if row.agreement_fp32 is None else f"{percent(row.agreement_fp32)} % of {_same(row)}"),
         Fact("SQNR", "" if row.sqnr_db is None else sqnr(row) + (" dB" if sqnr(row) != "exact" else "")),
         Fact("file", _file(row)),
         Fact("made of", row.audit),
@@ -115,8 +139,8 @@ def facts(row: BenchmarkRow) -> list[Fact]:
 
 
 def _margin(better: BenchmarkRow, row: BenchmarkRow, axis: str) -> str:
-    points = 100 * ((better.top1 or 0) - (row.top1 or 0))
-    accuracy = "the same top-1" if points == 0 else f"{points:.2f} points more top-1"
+    points = 100 * ((better.score or 0) - (row.score or 0))
+    accuracy = f"the same {row.metric}" if points == 0 else f"{points:.2f} points more {row.metric}"
     if axis == "throughput":
         times = (better.throughput_img_per_s or 0) / (row.throughput_img_per_s or 1)
     else:
@@ -159,11 +183,31 @@ def _samples(count: int, drift: float | None) -> str:
     return "; " + ", ".join(parts) if parts else ""
 
 
-def _top1(row: BenchmarkRow) -> str:
-    if row.top1 is None:
+def _score(row: BenchmarkRow) -> str:
+    if row.score is None:
         return ""
     images = "" if row.images is None else f" of {row.images} images"
-    return f"{percent(row.top1)} % (95 %: {interval(row.top1_low, row.top1_high)}){images}, {row.dataset}"
+    return f"{percent(row.score)} % (95 %: {interval(row.score_low, row.score_high)}){images}, {row.dataset}"
+
+
+def _figures(row: BenchmarkRow) -> Iterator[Fact]:
+    """What else was found, in percent; of figures per class the worst."""
+    by_class = []
+    for name, value in row.further.items():
+        if name.startswith(_BY_CLASS):
+            by_class.append((value, name.removeprefix(_BY_CLASS)))
+        else:
+            yield Fact(name, f"{percent(value)} %")
+    by_class.sort()
+    if by_class:
+        worst = ", ".join(f"{name} {percent(value, 1)}" for value, name in by_class[:_WORST])
+        more = f"; {len(by_class) - _WORST} classes are better" if len(by_class) > _WORST else ""
+        yield Fact("IoU by class", f"{worst} %{more}")
+
+
+def _same(row: BenchmarkRow) -> str:
+    """What agreement with PyTorch fp32 is a share of."""
+    return {"segmentation": "pixels", "detection": "boxes"}.get(row.task, "images")
 
 
 def _file(row: BenchmarkRow) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastervit_trt.artifacts import new_file
+from fastervit_trt.benchmarks.examples import EXAMPLES, read_examples
 from fastervit_trt.benchmarks.records import Record
-from fastervit_trt.benchmarks.report.cells import cells_of, looks_like_imagenet
+from fastervit_trt.benchmarks.report.beside import besides
+from fastervit_trt.benchmarks.report.cells import benchmark_of, cells_of
 from fastervit_trt.benchmarks.report.look import Looks
 from fastervit_trt.benchmarks.report.page import render_page
 from fastervit_trt.benchmarks.report.picture import draw_picture
 from fastervit_trt.benchmarks.report.summary import render_summary
 from fastervit_trt.errors import FasterViTError
-
-if TYPE_CHECKING:
-    from fastervit_trt.benchmarks.published.points import PublishedPoint
 
 __all__ = ["DEFAULT_TITLE", "PAGE_NAME", "PICTURE_NAME", "SUMMARY_NAME", "ReportFiles", "write_report"]
 
@@ -41,18 +39,20 @@ def write_report(
 
     Args:
         records: cells of one run or of several, also those that failed; none at all gives a page that says so.
-        folder: is made if need be; nothing else in it is touched.
+        folder: is made if need be; nothing else in it is touched. Examples that were drawn into it become part of the
+            page.
         title: heading of page and summary.
-        published: draw published figures of other machines beside cells that were judged on ImageNet.
+        published: draw published figures of other machines beside cells that were judged on the same public data.
 
     Raises:
         FasterViTError: the folder cannot be written.
     """
     cells = cells_of(records)
     looks = Looks.of(record.row for record in records)
-    others = _published() if published and any(looks_like_imagenet(cell.row) for cell in cells) else []
+    others = besides(benchmark_of(cell.row) for cell in cells) if published else []
     picture = draw_picture(cells, looks, others)
-    page = render_page(cells, looks, others, title=title, picture=picture)
+    examples = [(one, (folder / EXAMPLES / one.file).read_bytes()) for one in read_examples(folder / EXAMPLES)]
+    page = render_page(cells, looks, others, title=title, picture=picture, examples=examples)
     summary = render_summary(cells, looks, title=title, picture=PICTURE_NAME if picture else None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,12 +65,6 @@ def write_report(
     except OSError as error:
         raise FasterViTError(f"cannot write the report into '{folder}' ({error.strerror or error})") from error
     return ReportFiles(folder / PAGE_NAME, folder / SUMMARY_NAME, folder / PICTURE_NAME if picture else None)
-
-
-def _published() -> list[PublishedPoint]:
-    from fastervit_trt.benchmarks.published.points import load_published
-
-    return [p for p in load_published() if p.throughput_img_per_s is not None and p.top1 is not None]
 
 
 def _replace(path: Path, content: bytes) -> None:

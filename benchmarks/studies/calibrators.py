@@ -97,7 +97,7 @@ def calibrators_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Compare calibrators on the trained models."""
-    names = model or [name for name in list_models() if get_variant(name).shipped_weights]
+    names = model or [n for n in list_models() if get_variant(n).shipped_weights and get_variant(n).head is None]
     with new_file(output, overwrite=overwrite) as path:
         write_csv([row for name in names for row in compare_calibrators(name)], path)
     say(f"rows: {output}")

@@ -25,7 +25,7 @@ from fastervit_trt.artifacts import Manifest, new_file, write_csv
 from fastervit_trt.console import command_app, console, run_command, say, track
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import cpu_name, usable_cpus, versions
-from fastervit_trt.models.factory import list_models, resolve_config
+from fastervit_trt.models.factory import get_variant, list_models, resolve_config
 
 __all__ = ["ExportScaleRow", "main", "measure_export"]
 
@@ -135,7 +135,8 @@ def scale_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Export variants one by one and write a table of time and memory."""
-    names = model or [name for name in list_models() if "digits" not in name and "any_res" not in name]
+    published = (name for name in list_models() if get_variant(name).shipped_weights is None)
+    names = model or [name for name in published if "any_res" not in name]
     rows: list[ExportScaleRow] = []
     for name in track(names, "exporting"):
         rows.append(measure_export(name, precision, compute_capability))

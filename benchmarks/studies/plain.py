@@ -26,6 +26,7 @@ def random_model(name: str) -> Trunk:
         FasterViTError: unknown variant.
     """
     model = build_model(ModelSpec(name), WeightSource.random())[0]
+    assert isinstance(model, Trunk)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 1:

@@ -218,14 +218,14 @@ def _capabilities(export: _Export, answer: str) -> str:
 
 @app.command()
 def precisions_command(
-    model: Annotated[list[str] | None, typer.Option(help="Variant with shipped weights; by default all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Digits model; all three by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Timed per precision.")] = 4.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all usable by default.")] = None,
     output: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("precisions.csv"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Measure every precision of the trained models that ship here."""
-    names = model or [name for name in list_models() if get_variant(name).shipped_weights]
+    names = model or [n for n in list_models() if get_variant(n).shipped_weights and get_variant(n).head is None]
     with new_file(output, overwrite=overwrite) as path, tempfile.TemporaryDirectory() as scratch:
         rows = []
         for name in names:

@@ -17,7 +17,7 @@ from fastervit_trt.export.graph import GRAPH_FILE
 __all__ = ["Cell", "cell_of", "cell_of_wanted"]
 
 # What says where and beside whom it is measured does not make it another measurement.
-_NO_CONDITION = ("trust", "together", "silence", "data", "attempts")
+_NO_CONDITION = ("trust", "together", "silence", "data", "attempts", "examples")
 _DIGITS = 12  # of a hash
 
 
@@ -33,6 +33,7 @@ class Cell:
     batch: int
     streams: int
     key: str
+    task: str = "classification"
 
     @property
     def name(self) -> str:
@@ -56,7 +57,9 @@ def cell_of(
     identity = [hashes, manifest.weights, manifest.preprocessing, dataset_sha256]
     resolution = "x".join(map(str, manifest.resolution))
     key = _key(manifest.model, manifest.precision, backend, batch, streams, options, identity)
-    return Cell(str(folder), manifest.model, manifest.precision, resolution, backend, batch, streams, key)
+    return Cell(
+        str(folder), manifest.model, manifest.precision, resolution, backend, batch, streams, key, manifest.task
+    )
 
 
 def cell_of_wanted(
@@ -64,7 +67,7 @@ def cell_of_wanted(
 ) -> Cell:
     """The cell of an export that is not there: yet to be made, or failed."""
     key = _key(wanted.model, wanted.precision, backend, batch, streams, options, ["no export", *wanted.arguments])
-    return Cell(str(folder), wanted.model, wanted.precision, "", backend, batch, streams, key)
+    return Cell(str(folder), wanted.model, wanted.precision, "", backend, batch, streams, key, wanted.task)
 
 
 def _key(

@@ -29,13 +29,14 @@ class Job:
     cell: Cell
     options: Options
     has_accuracy: bool = False  # taken by another cell of the same artifact and backend
+    examples: str = ""  # folder for outputs to draw, which the cell that takes the accuracy writes
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Job:
-        return cls(Cell(**record["cell"]), Options(**record["options"]), record["has_accuracy"])
+        return cls(Cell(**record["cell"]), Options(**record["options"]), record["has_accuracy"], record["examples"])
 
 
 class Channel:

@@ -70,7 +70,7 @@ def line_of(row: BenchmarkRow) -> str:
     """What came of a cell, in a few words."""
     if not row.measured:
         return f"{row.status}: {row.reason}"
-    parts = [] if row.top1 is None else [f"top-1 {100 * row.top1:.2f} %"]
+    parts = [] if row.score is None else [f"{row.metric} {100 * row.score:.2f} %"]
     if not row.speed_is_meaningful:
         parts.append("speed means nothing (emulated)")
     elif row.throughput_img_per_s is not None and row.latency_p50_ms is not None:

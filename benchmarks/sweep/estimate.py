@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends import BACKENDS
 from fastervit_trt.benchmarks.sweep.cell import Cell
 from fastervit_trt.benchmarks.sweep.plan import Options
+
+if TYPE_CHECKING:
+    from fastervit_trt.models.factory import ModelSpec
 
 __all__ = ["EXPORT_SECONDS", "Size", "cell_seconds", "spoken"]
 
@@ -36,16 +40,15 @@ class Size:
         return cls(manifest.graph["deploy"]["parameters_after"], manifest.resolution)
 
     @classmethod
-    def of_model(cls, name: str, resolution: tuple[int, int] | None) -> Size:
+    def of_model(cls, spec: ModelSpec) -> Size:
         """Of a registered model, before anything is exported: built without memory for its weights."""
         import torch
 
-        from fastervit_trt.models.factory import ModelSpec
-        from fastervit_trt.models.fastervit import FasterViT
+        from fastervit_trt.models.factory import construct
 
-        config = ModelSpec(name, resolution=resolution).config()
+        config = spec.config()
         with torch.device("meta"):
-            model = FasterViT(config)
+            model = construct(config, spec.head)
         return cls(sum(parameter.numel() for parameter in model.parameters()), config.resolution)
 
 

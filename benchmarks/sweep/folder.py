@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastervit_trt.artifacts import MANIFEST_NAME
+from fastervit_trt.benchmarks.examples import EXAMPLES
 from fastervit_trt.benchmarks.records import CELLS, Record, read_records, write_record
 from fastervit_trt.benchmarks.rows import ROWS_NAME, write_rows
 from fastervit_trt.benchmarks.sweep.cell import Cell
@@ -37,6 +38,10 @@ class SweepFolder:
     @property
     def exports(self) -> Path:
         return self.path / EXPORTS
+
+    @property
+    def examples(self) -> Path:
+        return self.path / EXAMPLES
 
     def record_path(self, cell: Cell) -> Path:
         return self.path / CELLS / f"{cell.key}.json"

@@ -66,14 +66,20 @@ def measure_group(
     logs: Path,
     watcher: Watcher,
     worker: tuple[str, ...] = WORKER,
+    examples: Path | None = None,
 ) -> list[Measurement]:
-    """Measure ``cells`` in turns; one measurement per cell, in order. ``accuracies`` is read and added to."""
-    measured = _attempt(cells, options, accuracies, logs, watcher, worker)
+    """Measure ``cells`` in turns; one measurement per cell, in order.
+
+    Args:
+        accuracies: read and added to.
+        examples: folder for outputs to draw; None: nobody wants any.
+    """
+    measured = _attempt(cells, options, accuracies, logs, watcher, worker, examples)
     for attempt in range(2, options.attempts + 1):
         again = [i for i, m in enumerate(measured) if not m.failure and not m.stable]
         if not again:
             break
-        second = _attempt([cells[i] for i in again], options, accuracies, logs, watcher, worker)
+        second = _attempt([cells[i] for i in again], options, accuracies, logs, watcher, worker, examples)
         for i, repeated in zip(again, second, strict=True):
             if not repeated.failure:  # else what there is remains, unstable as it is
                 measured[i] = repeated
@@ -88,13 +94,14 @@ def _attempt(
     logs: Path,
     watcher: Watcher,
     worker: tuple[str, ...],
+    examples: Path | None,
 ) -> list[Measurement]:
     measured = [Measurement(cell) for cell in cells]
     processes: dict[int, CellProcess] = {}
     try:
         for i, cell in enumerate(cells):
             watcher.at(cell, "starting")
-            job = Job(cell, options, has_accuracy=cell.artifact in accuracies)
+            job = Job(cell, options, cell.artifact in accuracies, str(examples or ""))
             processes[i] = CellProcess(job, logs / f"{cell.key}.txt", options.silence, worker)
             _while_alive(processes, measured[i], i, lambda p, m: _open(p, m, accuracies, watcher))
         for turn in range(options.rounds):

@@ -27,6 +27,11 @@ _ACCURACY_COLUMNS = (
     "dataset_sha256",
     "images",
     "unreadable_images",
+    "metric",
+    "score",
+    "score_low",
+    "score_high",
+    "figures",
     "top1",
     "top1_low",
     "top1_high",
@@ -80,10 +85,11 @@ def unmeasured(
 
 def accuracy_of(record: Record) -> dict[str, Any] | None:
     """What a record says of its artifact's accuracy, for other cells of the artifact; None where it was not taken."""
-    if record.row.top1 is None or record.right is None:
+    row = record.row
+    if row.score is None or (row.task == "classification" and record.right is None):
         return None
-    columns = {name: getattr(record.row, name) for name in _ACCURACY_COLUMNS}
-    return {"columns": columns, "right": record.right, "note": record.row.note}
+    columns = {name: getattr(row, name) for name in _ACCURACY_COLUMNS}
+    return {"columns": columns, "right": record.right, "note": row.note}
 
 
 def _condition(cell: Cell, options: Options) -> dict[str, Any]:
@@ -92,6 +98,7 @@ def _condition(cell: Cell, options: Options) -> dict[str, Any]:
         "precision": cell.precision,
         "backend": cell.backend,
         "resolution": cell.resolution,
+        "task": cell.task,
         "batch": cell.batch,
         "streams": cell.streams,
         "transfers": options.transfers,

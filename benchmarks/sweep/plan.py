@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends.runner import Request
+from fastervit_trt.benchmarks.evaluate import Data, open_data
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.config import parse_resolution
-from fastervit_trt.models.datasets import LabelledImages, open_dataset
+from fastervit_trt.models.tasks.heads import SegmentationHead, Task
+
+if TYPE_CHECKING:
+    from fastervit_trt.models.factory import ModelSpec
 
 __all__ = ["AUTO", "PLAN_FILE", "Options", "Plan", "WantedExport"]
 
@@ -31,11 +35,36 @@ class WantedExport:
     arguments: tuple[str, ...]
     resolution: str = ""  # H or HxW; the model's own where empty
     engines: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    task_asked_for: str | None = None  # None: the model's own
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return "-".join(part for part in (self.model, self.precision, self.resolution) if part)
+        parts = (self.model, self.task_asked_for, self.precision, self.resolution)
+        return "-".join(part for part in parts if part)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What ``fastervit-export`` is asked for.
+
+        Raises:
+            FasterViTError: an impossible resolution.
+        """
+        from fastervit_trt.models.factory import ModelSpec  # with PyTorch, which most cells need not
+
+        return ModelSpec(self.model, resolution=self.sides, task=self.task_asked_for)
+
+    @property
+    def task(self) -> Task:
+        """That it will be judged by.
+
+        Raises:
+            FasterViTError: an unknown model or task.
+        """
+        head = self.spec.head
+        if head is None:
+            return "classification"
+        return "segmentation" if isinstance(head, SegmentationHead) else "detection"
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -65,14 +94,15 @@ class Options:
     machine: str = ""
     together: int = 8  # cells that are open at the same time, at most
     silence: float = 900.0  # seconds without a sign of life after which a cell is given up
+    examples: int = 0  # pictures of the data that are drawn with what was found in them
 
-    def dataset(self) -> LabelledImages | None:
-        """The images that accuracy is taken on; None where it is not.
+    def dataset(self, task: str) -> Data | None:
+        """The images that accuracy of ``task`` is taken on; None where it is not.
 
         Raises:
-            FasterViTError: no such data.
+            FasterViTError: no such data, or data of another task.
         """
-        return open_dataset(self.data, self.max_unreadable) if self.data else None
+        return open_data(task, self.data, self.max_unreadable) if self.data else None
 
     def request(self, folder: Path, manifest: Manifest, batch: int, streams: int) -> Request:
         """What a backend is asked for, of the export in ``folder``."""
@@ -126,6 +156,7 @@ class Plan:
                     tuple(entry["arguments"]),
                     entry["resolution"],
                     tuple((backend, tuple(arguments)) for backend, arguments in entry["engines"]),
+                    entry.get("task_asked_for"),
                 )
                 for entry in content["wanted"]
             ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from fastervit_trt.benchmarks.evaluate import check_dataset
+from fastervit_trt.benchmarks.evaluate import Data, check_dataset
+from fastervit_trt.benchmarks.examples import draw_examples
 from fastervit_trt.benchmarks.records import Record
 from fastervit_trt.benchmarks.slower import explain_slow_rows
 from fastervit_trt.benchmarks.sweep.cell import Cell, cell_of_wanted
@@ -19,11 +20,10 @@ from fastervit_trt.benchmarks.sweep.group import Accuracies, measure_group
 from fastervit_trt.benchmarks.sweep.grouping import groups_of
 from fastervit_trt.benchmarks.sweep.matrix import Candidate, Subject, candidates, check_backends, open_subject
 from fastervit_trt.benchmarks.sweep.outcome import accuracy_of, record_of, unmeasured
-from fastervit_trt.benchmarks.sweep.plan import Plan, WantedExport
+from fastervit_trt.benchmarks.sweep.plan import Options, Plan, WantedExport
 from fastervit_trt.console import step, warn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.models.datasets import LabelledImages
-from fastervit_trt.models.factory import get_variant
 
 __all__ = ["Forecast", "forecast", "run_sweep"]
 
@@ -51,7 +51,7 @@ def forecast(plan: Plan) -> Forecast:
     found = _candidates(subjects, plan, data)
     sizes = [(c.cell, Size.of_export(c.subject.manifest), c.why_not) for c in found]
     for wanted in plan.wanted:
-        size = Size.of_model(wanted.model, wanted.sides)
+        size = Size.of_model(wanted.spec)
         sizes += [(cell, size, "") for cell in _cells_of_wanted(wanted, Path(wanted.name), plan)]
     seconds = _seconds([(cell, size) for cell, size, _ in sizes], plan, images)
     return Forecast(
@@ -93,26 +93,48 @@ def run_sweep(
             folder.write_rows(folder.records())
         records = _explained(found, folder)
         folder.write_rows(records)
+        if plan.options.examples and data is not None and not isinstance(data, LabelledImages):
+            with step("drawing examples"):
+                drawn = draw_examples(folder.examples, data)
+            if not drawn:
+                warn("no examples: they are taken with the accuracy, and it was there already; sweep with --overwrite")
     return records
 
 
-def _checked(plan: Plan) -> tuple[list[Subject], LabelledImages | None]:
+def _checked(plan: Plan) -> tuple[list[Subject], Data | None]:
     """What is there from the start, before anything is written."""
     check_backends(plan.backends)
-    data = plan.options.dataset()
     with step(f"checking {len(plan.exports)} exports"):
         subjects = [open_subject(Path(path)) for path in dict.fromkeys(plan.exports)]
-    for subject in subjects:
-        if data is not None:
+    tasks = {subject.folder.name: subject.manifest.task for subject in subjects}
+    tasks |= {wanted.name: wanted.task for wanted in plan.wanted}
+    _check_tasks(tasks, plan.options)
+    data = plan.options.dataset(next(iter(tasks.values()))) if tasks else None
+    if data is not None:
+        for subject in subjects:
             check_dataset(subject.manifest, data)
-    for wanted in plan.wanted:
-        if data is not None:
-            data.check_classes(get_variant(wanted.model).config.num_classes, wanted.model)
+        for wanted in plan.wanted:
+            data.check_classes(wanted.spec.config().num_classes, wanted.model)
     return subjects, data
 
 
+def _check_tasks(tasks: Mapping[str, str], options: Options) -> None:
+    """One data set judges one task."""
+    if options.data and len(set(tasks.values())) > 1:
+        first = {task: next(name for name in tasks if tasks[name] == task) for task in tasks.values()}
+        each = ", ".join(f"{task} ('{name}')" for task, name in first.items())
+        raise FasterViTError(
+            f"these exports are for different tasks: {each}; '{options.data}' can judge one of them. Measure each "
+            "task with its own --data and --output ('fastervit-bench report' merges them), or leave --data out"
+        )
+    if options.examples and not options.data:
+        raise FasterViTError("--examples are pictures of the data, and there is none; add --data")
+    if options.examples and "classification" in tasks.values():
+        raise FasterViTError("--examples draws boxes and masks, and a classifier finds none; leave it out")
+
+
 def _made_exports(
-    plan: Plan, folder: SweepFolder, data: LabelledImages | None
+    plan: Plan, folder: SweepFolder, data: Data | None
 ) -> tuple[list[Subject], list[tuple[Cell, str]], dict[tuple[str, str], str]]:
     """Exports that are wanted, the cells of those that could not be made, and why engines could not, by artifact."""
     made: list[Subject] = []
@@ -148,7 +170,7 @@ def _cells_of_wanted(wanted: WantedExport, path: Path, plan: Plan) -> list[Cell]
     return [cell_of_wanted(path, wanted, backend, n, streams, plan.options) for n, backend, streams in matrix]
 
 
-def _candidates(subjects: Sequence[Subject], plan: Plan, data: LabelledImages | None) -> list[Candidate]:
+def _candidates(subjects: Sequence[Subject], plan: Plan, data: Data | None) -> list[Candidate]:
     identity = data.sha256() if data is not None else ""
     found = candidates(subjects, plan.backends, plan.batches, plan.streams, plan.options, identity)
     return list({candidate.cell.key: candidate for candidate in found}.values())
@@ -173,7 +195,7 @@ def _known_accuracies(found: Sequence[Candidate], folder: SweepFolder) -> Accura
 
 
 def _measure(
-    found: Sequence[Candidate], plan: Plan, data: LabelledImages | None, folder: SweepFolder, accuracies: Accuracies
+    found: Sequence[Candidate], plan: Plan, data: Data | None, folder: SweepFolder, accuracies: Accuracies
 ) -> None:
     options = plan.options
     runnable = [(c.cell, Size.of_export(c.subject.manifest)) for c in found if not c.why_not]
@@ -193,7 +215,9 @@ def _measure(
                 )
         for group in groups_of([c for c in found if not c.why_not], options.together):
             manifests = {c.cell.key: c.subject.manifest for c in group}
-            for measurement in measure_group([c.cell for c in group], options, accuracies, folder.logs, display):
+            cells = [c.cell for c in group]
+            examples = folder.examples if options.examples else None
+            for measurement in measure_group(cells, options, accuracies, folder.logs, display, examples=examples):
                 cell = measurement.cell
                 keep(cell, record_of(measurement, manifests[cell.key], options))
 

@@ -6,12 +6,14 @@ until its time is stable, then times a slice whenever it is its turn.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +21,8 @@ from fastervit_trt.accuracy import Accuracy
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends import BACKENDS
 from fastervit_trt.benchmarks.backends.runner import Runner
-from fastervit_trt.benchmarks.evaluate import evaluate
+from fastervit_trt.benchmarks.evaluate import Data, Reference, evaluate, images_at_once, numbered_batches
+from fastervit_trt.benchmarks.examples import take_examples
 from fastervit_trt.benchmarks.sweep.channel import Channel, Job
 from fastervit_trt.benchmarks.telemetry import Telemetry
 from fastervit_trt.benchmarks.timing import calls_for, warm_up
@@ -28,15 +31,18 @@ from fastervit_trt.host import cache_folder
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import LabelledImages
 
+if TYPE_CHECKING:
+    from fastervit_trt.scoring import Score
+
 __all__ = ["main"]
 
 Lap = Callable[[int], list[float]]
 
-_MOST_PER_ACCURACY_BATCH = 32
 _PROGRESS_SECONDS = 0.5
 _LEAST_CALLS = 1  # of a slice
 _MOST_WARM_UP = (1.0, 10.0)  # seconds, of latency and of throughput each: twice what is timed, within these
 _NAMED = 3  # unreadable images, in a row's note
+_FIGURE_DIGITS = 5
 
 
 def main() -> None:
@@ -91,23 +97,27 @@ def _take_turns(job: Job, runner: Runner, laps: Mapping[str, Lap], telemetry: Te
         channel.send(slice=taken)
 
 
-def _manifest_and_data(job: Job) -> tuple[Manifest, LabelledImages | None]:
+def _manifest_and_data(job: Job) -> tuple[Manifest, Data | None]:
     manifest = Manifest.read(Path(job.cell.folder))
-    return manifest, job.options.dataset()
+    return manifest, job.options.dataset(manifest.task)
 
 
-def _accuracy(job: Job, manifest: Manifest, data: LabelledImages, runner: Runner, channel: Channel) -> dict[str, Any]:
-    """Columns of a row, and which images were right."""
+def _accuracy(job: Job, manifest: Manifest, data: Data, runner: Runner, channel: Channel) -> dict[str, Any]:
+    """Columns of a row, and which images were right; before, examples are left where the sweep wants them."""
     try:
         reference, note = _reference(job, manifest, data, channel), ""
     except FasterViTError as error:
         reference, note = None, f"no agreement with PyTorch: {error}"
+    if job.examples and not isinstance(data, LabelledImages):
+        folder, export, count = Path(job.examples), Path(job.cell.folder), job.options.examples
+        backend = job.cell.backend
+        take_examples(runner.outputs, data, manifest, reference, count, folder, export=export, backend=backend)
     found = evaluate(
-        runner.logits,
+        runner.outputs,
         data,
         Preprocessing(**manifest.preprocessing),
         manifest.resolution,
-        min(runner.batch.maximum, _MOST_PER_ACCURACY_BATCH),
+        min(runner.batch.maximum, images_at_once(manifest.resolution)),
         reference,
         _progress(channel, "accuracy", len(data)),
     )
@@ -115,12 +125,28 @@ def _accuracy(job: Job, manifest: Manifest, data: LabelledImages, runner: Runner
     if unreadable:
         named = ", ".join(Path(name).name for name in unreadable[:_NAMED])
         note = "; ".join(text for text in (note, f"{len(unreadable)} images could not be read ({named})") if text)
-    columns = {**_accuracy_columns(found.accuracy), "unreadable_images": len(unreadable)}
-    columns |= {"dataset": data.name, "dataset_sha256": found.dataset_sha256}
-    return {"columns": columns, "right": found.right.astype(int).tolist(), "note": note}
+    accuracy = found.accuracy
+    columns = _top1_columns(accuracy) if isinstance(accuracy, Accuracy) else _score_columns(accuracy)
+    columns |= {"dataset": data.name, "dataset_sha256": found.dataset_sha256, "unreadable_images": len(unreadable)}
+    right = None if found.right is None else found.right.astype(int).tolist()
+    return {"columns": columns, "right": right, "note": note}
 
 
-def _accuracy_columns(found: Accuracy) -> dict[str, Any]:
+def _score_columns(found: Score) -> dict[str, Any]:
+    figures = {name: round(value, _FIGURE_DIGITS) for name, value in found.further.items() if math.isfinite(value)}
+    return {
+        "images": found.images,
+        "metric": found.metric,
+        "score": found.value,
+        "score_low": found.low,
+        "score_high": found.high,
+        "figures": json.dumps(figures),
+        "agreement_fp32": found.agreement,
+        "non_finite_logits": found.non_finite,
+    }
+
+
+def _top1_columns(found: Accuracy) -> dict[str, Any]:
     return {
         "images": found.images,
         "top1": found.top1,
@@ -135,20 +161,21 @@ def _accuracy_columns(found: Accuracy) -> dict[str, Any]:
     }
 
 
-def _reference(job: Job, manifest: Manifest, data: LabelledImages, channel: Channel) -> np.ndarray:
-    from fastervit_trt.benchmarks.reference import reference_logits  # PyTorch, which other cells need not
+def _reference(job: Job, manifest: Manifest, data: Data, channel: Channel) -> Reference:
+    from fastervit_trt.benchmarks.reference import reference_outputs  # PyTorch, which other cells need not
 
     progress = _progress(channel, "PyTorch fp32", len(data))
-    return reference_logits(manifest, data, cache_folder() / "references", progress, job.options.threads)
+    return reference_outputs(manifest, data, cache_folder() / "references", progress, job.options.threads)
 
 
-def _timing_images(job: Job, manifest: Manifest, data: LabelledImages | None) -> np.ndarray:
+def _timing_images(job: Job, manifest: Manifest, data: Data | None) -> np.ndarray:
     """Real images where there are some, else noise: (B, 3, H, W) float32."""
     batch, resolution = job.cell.batch, manifest.resolution
     if data is None:
         shape = (batch, manifest.input["shape"][1], *resolution)
         return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    some, _ = next(iter(data.batches(min(batch, len(data)), Preprocessing(**manifest.preprocessing), resolution)))
+    how = Preprocessing(**manifest.preprocessing)
+    some, _ = next(iter(numbered_batches(data, min(batch, len(data)), how, resolution)))
     return np.ascontiguousarray(np.resize(some, (batch, *some.shape[1:])))
 
 

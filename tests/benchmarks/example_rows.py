@@ -96,6 +96,32 @@ def sweep() -> list[Record]:
     return [*_on_the_processor(), *_on_the_gpu()]
 
 
+def of_tasks() -> list[Record]:
+    """Detectors and segmenters, one of them at two resolutions, and a segmenter that was not judged."""
+    seen = {"dataset": "scenes, validation part", "dataset_sha256": "5c" * 32, "images": 300, "sqnr_db": None}
+    found = {"task": "detection", "metric": "mAP", "figures": '{"mAP@50": 0.893, "mAP@75": 0.701}', **seen}
+    painted = {
+        "task": "segmentation",
+        "metric": "mIoU",
+        "figures": '{"pixel accuracy": 0.974, "IoU of 3": 0.78, "IoU of 8": 0.71}',
+        **seen,
+    }
+
+    def judged_by(name: str, score: float, speed: float, **changes: Any) -> BenchmarkRow:
+        ends = {"score": score, "score_low": score - 0.02, "score_high": score + 0.02}
+        return row(name, None, speed, **{**ends, "agreement_fp32": 0.991, "export": f"{name}-x", **changes})
+
+    rows = [
+        judged_by("faster_vit_scenes_detector", 0.612, 210, precision="fp32", resolution="128x128", **found),
+        judged_by("faster_vit_scenes_detector", 0.609, 330, precision="int8-cpu", resolution="128x128", **found),
+        judged_by("faster_vit_scenes_detector", 0.667, 90, precision="fp32", resolution="192x192", **found),
+        judged_by("faster_vit_scenes_segmenter", 0.834, 300, precision="fp32", resolution="128x128", **painted),
+        judged_by("faster_vit_scenes_segmenter", 0.829, 410, precision="int8-cpu", resolution="128x128", **painted),
+        row("faster_vit_scenes_segmenter", None, 55, precision="fp16", resolution="256x512", task="segmentation"),
+    ]
+    return [record(one, seed=200 + i) for i, one in enumerate(rows)]
+
+
 def _on_the_processor() -> list[Record]:
     half = {
         "precision": "fp16",

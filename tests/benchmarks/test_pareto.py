@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fastervit_trt.benchmarks.pareto import Axis, Standing, front_line, speed, standings
+from fastervit_trt.benchmarks.report.text import verdict
 from fastervit_trt.benchmarks.rows import BenchmarkRow
 from tests.benchmarks.example_rows import row
 
@@ -177,3 +178,28 @@ def test_every_point_off_the_front_is_dominated_by_a_point_on_it(axis: Axis) -> 
         assert bool(beaten_by) != bool(one.on_front)
         assert one.dominated_by is None or one.dominated_by in beaten_by
         assert not beaten_by or any(id(other) in on_front for other in beaten_by)
+
+
+def test_other_metrics_are_other_fronts_and_other_resolutions_are_not() -> None:
+    """A mask is not right as often as a box: neither says anything of the other, on whatever data."""
+    ends = {"score_low": 0.6, "score_high": 0.7, "dataset": "scenes", "dataset_sha256": "5c", "images": 300}
+    found = by_model(
+        [
+            row("painter", None, 100, task="segmentation", score=0.9, **ends),
+            row("finder", None, 50, task="detection", score=0.65, **ends),
+            row("small", None, 40, task="detection", score=0.60, resolution="128x128", **ends),
+            row("large", None, 30, task="detection", score=0.70, resolution="256x256", **ends),
+        ]
+    )
+    assert {model: s.on_front for model, s in found.items()} == {
+        "painter": True,
+        "finder": True,
+        "small": False,
+        "large": True,
+    }
+    assert found["painter"].group.title.endswith("scenes · mIoU")
+    assert front_line([s for model, s in found.items() if model != "painter"]) == [(30, 0.70), (50, 0.65)]
+    assert verdict(found["small"], "throughput") == (
+        "Clearly dominated by throughput by finder fp16 at 224x224 on ort-cpu: 5.00 points more mAP, 1.25 times as "
+        "fast."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from fastervit_trt.benchmarks.records import Record, read_records, write_record
 from fastervit_trt.benchmarks.rows import SCHEMA, BenchmarkRow, write_rows
 from fastervit_trt.errors import FasterViTError
+from tests.conftest import ROOT
 
 ROW = BenchmarkRow(
     model="tiny",
@@ -142,3 +143,27 @@ def test_nothing_there_and_a_damaged_cell_say_what_to_do(tmp_path: Path) -> None
     (tmp_path / "cells" / "a.json").write_text('{"row": ')
     with pytest.raises(FasterViTError, match="remove it, and --resume measures that cell again"):
         read_records(tmp_path)
+
+
+def test_the_score_of_a_classifier_is_its_top1_also_in_results_from_before() -> None:
+    for results in (ROOT / "benchmarks/results/digits-ort-cpu", ROOT / "benchmarks/results/faster_vit_0-cpu"):
+        for path in (results, results / "rows.csv"):
+            for one in (record.row for record in read_records(path)):
+                assert (one.task, one.metric) == ("classification", "top-1")
+                assert (one.score, one.score_low, one.score_high) == (one.top1, one.top1_low, one.top1_high)
+    best = max(record.row.score or 0.0 for record in read_records(ROOT / "benchmarks/results/digits-ort-cpu"))
+    assert best == pytest.approx(0.9933, abs=1e-4)
+
+
+def test_figures_of_other_tasks_survive_both_files(tmp_path: Path) -> None:
+    found = replace(
+        ROW, task="detection", metric="mAP", score=0.61, score_low=0.58, score_high=0.64, top1=None,
+        figures='{"mAP@50": 0.89, "mAP@75": 0.7}',
+    )  # fmt: skip
+    for path in write_rows([found, replace(found, task="segmentation", metric="mIoU", figures="")], tmp_path):
+        first, second = (record.row for record in read_records(path))
+        assert (first, first.further) == (found, {"mAP@50": 0.89, "mAP@75": 0.7})
+        assert (second.metric, second.score, second.further) == ("mIoU", 0.61, {})
+    path.write_text(path.read_text().replace('\\"mAP@50', "mAP@50"))
+    with pytest.raises(FasterViTError, match=r"rows\.json' holds no rows of fastervit-bench"):
+        read_records(path)

@@ -85,7 +85,7 @@ class Chart {
     this.svg.replaceChildren();
     this.spots = [];
     const points = this.data.points.filter((p) => p.group === view.group && p.state[view.axis] !== "none" && view.visible(p));
-    const others = view.published ? this.data.published : [];
+    const others = view.published ? this.data.published.filter((o) => o.benchmark === this.data.groups[view.group].benchmark) : [];
     this.width = Math.max(240, this.svg.clientWidth);
     this.height = Math.round(Math.min(540, Math.max(330, this.width * 0.68)));
     this.svg.setAttribute("height", this.height);
@@ -136,7 +136,7 @@ class Chart {
     element("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}` }, this.svg);
     element("text", { x: (left + right) / 2, y: this.height - 6, "text-anchor": "middle" }, this.svg, TITLES[this.view.axis]);
     const turned = `translate(11 ${(top + bottom) / 2}) rotate(-90)`;
-    element("text", { transform: turned, "text-anchor": "middle" }, this.svg, "top-1 accuracy, %");
+    element("text", { transform: turned, "text-anchor": "middle" }, this.svg, this.data.groups[this.view.group].metric);
   }
 
   // A staircase: up to the speed of each corner its accuracy is to be had.

@@ -141,7 +141,7 @@
   function draw() {
     const group = Number(byId("group").value);
     const published = byId("published");
-    if (published) published.disabled = axis() !== "throughput" || !data.groups[group].imagenet;
+    if (published) published.disabled = axis() !== "throughput" || !data.published.some((o) => o.benchmark === data.groups[group].benchmark);
     chart.draw({ group, axis: axis(), published: published && !published.disabled && published.checked, visible, chosen: kept?.cell });
   }
   if (chart) byId("group").value = String(Math.max(0, data.groups.findIndex((_, group) => charted(group, "throughput"))));

@@ -21,11 +21,13 @@ from fastervit_trt.benchmarks.sweep.exporting import wanted_engines
 from fastervit_trt.benchmarks.sweep.plan import AUTO, Options, Plan, WantedExport
 from fastervit_trt.benchmarks.sweep.run import Forecast, forecast
 from fastervit_trt.cli.bench_reports import check_command, compare_command, parse_share
+from fastervit_trt.cli.bench_resolution import resolution_command
 from fastervit_trt.cli.printing import print_rows
 from fastervit_trt.console import command_app, console, run_command, say
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import usable_cpus
-from fastervit_trt.models.factory import ModelSpec, get_variant
+from fastervit_trt.models.factory import get_variant
+from fastervit_trt.models.tasks.heads import TASKS, get_task
 
 __all__ = ["main"]
 
@@ -52,6 +54,9 @@ def measure_command(
     random_init: Annotated[bool, typer.Option("--random-init", help="Random weights: speed only.")] = False,
     calibration_data: Annotated[str | None, typer.Option(help="Images for 8 bits: a folder, or digits.")] = None,
     resolution: Annotated[str | None, typer.Option(help="H or HxW of --model, comma-separated.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Of --model: {', '.join(TASKS)}; what its weights are for by default.")
+    ] = None,
     backend: Annotated[
         str, typer.Option(help=f"{AUTO} (what runs an export fastest here), all, or of {', '.join(BACKENDS)}.")
     ] = AUTO,
@@ -61,8 +66,14 @@ def measure_command(
     ] = "1",
     data: Annotated[
         str | None,
-        typer.Option(help="digits, or a folder with one sub-folder of images per class; speed only without."),
+        typer.Option(
+            help="digits, or a folder with one sub-folder of images per class; for detection and segmentation scenes, "
+            "or a folder as COCO's or ADE20K's; speed only without."
+        ),
     ] = None,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Pictures of --data to draw what was found into, for detection and segmentation.")
+    ] = 0,
     max_unreadable: Annotated[
         str, typer.Option(help="Share of the images that may be left out because they cannot be read (1% or 0.01).")
     ] = "1%",
@@ -104,7 +115,7 @@ def measure_command(
         plan = Plan(
             exports=tuple(str(path.absolute()) for path in exports or ()),
             wanted=_wanted(
-                model, precision, resolution, weights, calibration_data, batches, wanted_engines(backends, device)
+                model, precision, resolution, task, weights, calibration_data, batches, wanted_engines(backends, device)
             ),
             backends=backends,
             batches=batches,
@@ -124,6 +135,7 @@ def measure_command(
                 machine=machine,
                 together=together,
                 silence=silence,
+                examples=examples,
             ),
         )
     if dry_run:
@@ -152,12 +164,14 @@ def report_command(
 
 app.command("compare")(compare_command)
 app.command("check")(check_command)
+app.command("resolution")(resolution_command)
 
 
 def _wanted(
     models: str | None,
     precisions: str,
     resolutions: str | None,
+    task: str | None,
     weights: Sequence[str],
     calibration_data: str | None,
     batches: Sequence[int],
@@ -169,6 +183,8 @@ def _wanted(
     names = _names(models, None)
     for name in names:
         get_variant(name)
+    if task is not None:
+        get_task(task)
     if not weights and any(get_variant(name).shipped_weights is None for name in names):
         raise FasterViTError("say whose weights --model is to have: --checkpoint FILE, --pretrained or --random-init")
     if weights and weights[0] == "--checkpoint" and len(names) > 1:
@@ -181,10 +197,9 @@ def _wanted(
             for kind in _names(precisions, None):
                 arguments = ["--model", name, *_precision_arguments(kind, calibration_data), *common]
                 arguments += ["--resolution", size] if size else []
-                found.append(WantedExport(name, kind, tuple(arguments), size or "", engines))
-                ModelSpec(
-                    name, resolution=found[-1].sides
-                ).config()  # what is impossible is said before anything begins
+                arguments += ["--task", task] if task else []
+                found.append(WantedExport(name, kind, tuple(arguments), size or "", engines, task))
+                found[-1].spec.config()  # what is impossible is said before anything begins
     return tuple(found)
 
 

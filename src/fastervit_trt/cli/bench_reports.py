@@ -17,6 +17,7 @@ from fastervit_trt.benchmarks.comparison.compare import Comparison, Difference, 
 from fastervit_trt.benchmarks.comparison.guard import Limits, check_records
 from fastervit_trt.benchmarks.comparison.pairing import SPEEDS
 from fastervit_trt.benchmarks.records import read_records
+from fastervit_trt.benchmarks.rows import METRICS
 from fastervit_trt.console import console, say, warn
 from fastervit_trt.errors import FasterViTError
 
@@ -25,7 +26,7 @@ __all__ = ["check_command", "compare_command", "parse_points", "parse_share"]
 _FELL = 1  # exit code; 2 is bad input
 _SPOKEN: dict[str, Callable[[float], str]] = {
     **{speed.name: speed.spoken for speed in SPEEDS},
-    "top-1": lambda value: f"{value:.2f} %",
+    **dict.fromkeys(METRICS.values(), "{:.2f} %".format),
 }
 
 
@@ -54,7 +55,7 @@ def check_command(
     baseline: Annotated[Path, typer.Option(help="What it is judged by: as for the results.")],
     max_regression: Annotated[str, typer.Option(help="How much speed a row may lose (5% or 0.05).")] = "5%",
     max_accuracy_drop: Annotated[
-        str | None, typer.Option(help="Points of top-1 a row may lose on the same images (0.5); not judged without.")
+        str | None, typer.Option(help="Points of accuracy a row may lose on the same images (0.5); not judged without.")
     ] = None,
     relative_to: Annotated[
         str | None,
@@ -111,7 +112,7 @@ def parse_points(text: str, option: str) -> float:
     """
     value = _number(text)
     if not 0 <= value <= 100:
-        raise FasterViTError(f"{option} is '{text}'; write percentage points of top-1, as 0.5")
+        raise FasterViTError(f"{option} is '{text}'; write percentage points of accuracy, as 0.5")
     return value
 
 
@@ -147,7 +148,7 @@ def _print_comparison(found: Comparison) -> None:
 def _cells(found: Difference) -> tuple[str, ...]:
     change = interval = ""
     if found.change is not None:
-        scale, digits, unit = (1, 2, " points") if found.metric == "top-1" else (100, 1, " %")
+        scale, digits, unit = (1, 2, " points") if found.metric in METRICS.values() else (100, 1, " %")
         change = f"{scale * found.change:+.{digits}f}{unit}"
         if found.low is not None and found.high is not None:
             interval = f"{scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}"

@@ -47,7 +47,8 @@ def demo_command(
 ) -> None:
     """Export, build and measure the shipped models, then export FasterViT-0."""
     exports = []
-    for name in (n for n in list_models() if get_variant(n).shipped_weights):
+    classifiers = (n for n in list_models() if get_variant(n).shipped_weights and get_variant(n).head is None)
+    for name in classifiers:
         for precision in _PRECISIONS:
             folder = output / f"{name}-{precision.name}"
             _export(name, precision, folder)

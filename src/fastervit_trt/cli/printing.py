@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fastervit_trt.benchmarks.pareto import Standing, standings
-from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.benchmarks.rows import BenchmarkRow, several_sizes
 from fastervit_trt.console import console, say
 from fastervit_trt.engines.api import NAMES
 from fastervit_trt.engines.audit import Audit
@@ -63,9 +63,12 @@ def print_audit(name: str, audit: Audit, *, blocks: bool = False) -> None:
 def print_rows(rows: Sequence[BenchmarkRow]) -> None:
     """The result table, most accurate first, and what there is to say about single rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "precision", "backend"):
+    several = bool(several_sizes(rows))
+    for column in ("model", *(["size"] if several else []), "precision", "backend"):
         table.add_column(column, no_wrap=True)
-    for column in ("batch", "top-1 %", "95 % interval", "= fp32 %", "img/s", "p50 ms", "p99"):
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    accuracy_column = f"{metrics[0]} %" if len(metrics) == 1 else "accuracy %"
+    for column in ("batch", accuracy_column, "95 % interval", "= fp32 %", "img/s", "p50 ms", "p99"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("front")
     measured = [standing for standing in standings(rows) if standing.row.measured]
@@ -74,10 +77,14 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         streams = f" x{row.streams}" if row.streams > 1 else ""
         speed = "(emulated)" if not row.speed_is_meaningful else _number(row.throughput_img_per_s)
         times = (_number(t) for t in (row.latency_p50_ms, row.latency_p99_ms))
-        interval = "" if row.top1_low is None else f"{100 * row.top1_low:.1f}-{100 * (row.top1_high or 0):.1f}"
-        accuracy = (_percent(row.top1), interval, _percent(row.agreement_fp32))
+        interval = "" if row.score_low is None else f"{100 * row.score_low:.1f}-{100 * (row.score_high or 0):.1f}"
+        metric = f"{row.metric} " if len(metrics) > 1 and row.score is not None else ""
+        accuracy = (metric + _percent(row.score), interval, _percent(row.agreement_fp32))
         where = _front(standing)
-        table.add_row(row.model, row.precision, row.backend, f"{row.batch}{streams}", *accuracy, speed, *times, where)
+        size = [row.resolution] if several else []
+        table.add_row(
+            row.model, *size, row.precision, row.backend, f"{row.batch}{streams}", *accuracy, speed, *times, where
+        )
     console.print(table)
     for (status, backend, reason), count in _unmeasured(rows).items():
         say(f"{status} on {backend}, {count} cell{'s' if count > 1 else ''}: {reason}")
@@ -94,7 +101,7 @@ def _unmeasured(rows: Sequence[BenchmarkRow]) -> Counter[tuple[str, str, str]]:
 
 def _accurate_and_fast_first(standing: Standing) -> tuple[int, float, float]:
     row = standing.row
-    return row.batch, -(row.top1 or 0), -(row.throughput_img_per_s or 0)
+    return row.batch, -(row.score or 0), -(row.throughput_img_per_s or 0)
 
 
 def _front(standing: Standing) -> str:

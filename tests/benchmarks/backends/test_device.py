@@ -94,8 +94,8 @@ def test_the_very_engine_is_judged_and_timed(folder: Path, gpu: SimpleNamespace,
     assert runner.device == DeviceFacts("gpu", "Simulated GPU", 0, "8.9")
     assert (runner.batch, runner.clock, runner.emulated) == (BatchRange(1, 2, 3), "CUDA events", False)
     images = images_of(5)
-    np.testing.assert_allclose(runner.logits(images)[:2], gpu.graph(images[:2])[0], rtol=1e-5, atol=1e-5)
-    assert runner.logits(images).shape == (5, 10)
+    np.testing.assert_allclose(runner.outputs(images)[0][:2], gpu.graph(images[:2])[0], rtol=1e-5, atol=1e-5)
+    assert runner.outputs(images)[0].shape == (5, 10)
 
     runner.prepare(images[:2])
     execution = 2 * gpu.device.seconds_per_image
@@ -196,7 +196,7 @@ def test_onnx_runtime_is_timed_by_the_host_on_memory_of_its_own(
     assert (runner.artifact.name, runner.clock) == ("model.onnx", "host")
     assert runner.device == DeviceFacts("gpu", "Simulated GPU", 0, "8.9")
     images = images_of(2)
-    np.testing.assert_allclose(runner.logits(images), gpu.graph(images)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(runner.outputs(images)[0], gpu.graph(images)[0], rtol=1e-5, atol=1e-5)
     runner.prepare(images)
     assert len(runner.latency(2) + runner.throughput(2)) == 4
     assert "host's clock" in runner.note

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,3 +216,23 @@ def test_the_command_reads_tables_of_rows(tmp_path: Path, capsys: pytest.Capture
     assert "there are no results at" in capsys.readouterr().err
     assert run_cli(tmp_path / "rows.json", tmp_path / "other.csv", "--least", "2") == 2
     assert "--least is '2'; write a share below all of it, as 5% or 0.05" in capsys.readouterr().err
+
+
+def scored(score: float, half: float, **changes: Any) -> Record:
+    """A detector's record: no image of it is right or wrong."""
+    ends = {"score": score, "score_low": score - half, "score_high": score + half, "dataset": "scenes"}
+    return record("int8", **{"task": "detection", "dataset_sha256": "5c", "images": 300, **ends, **changes})
+
+
+def test_other_metrics_are_compared_by_their_intervals() -> None:
+    (found,) = compare_records([scored(0.60, 0.02)], [scored(0.52, 0.02)]).differences
+    assert (found.metric, found.worse, found.basis.split(",")[0]) == ("mAP", True, "two intervals")
+    assert (found.before, found.after, found.change) == pytest.approx((60.0, 52.0, -8.0))
+    assert found.low == pytest.approx(-8 - 100 * math.hypot(0.02, 0.02))
+    assert found.p is not None and found.p < 0.001
+    assert "detection" in found.condition
+    assert not compare_records([scored(0.60, 0.02)], [scored(0.59, 0.02)]).differences
+    unknown = compare_records([scored(0.60, 0.02)], [scored(0.5, 0.02, score_low=None)])
+    assert unknown.not_comparable == {"mAP without its interval": 1}
+    painted = compare_records([scored(0.60, 0.02)], [scored(0.5, 0.02, task="segmentation")])
+    assert (painted.pairs, len(painted.only_before)) == (0, 1)

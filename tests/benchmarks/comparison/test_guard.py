@@ -247,3 +247,11 @@ def test_bad_input_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert run_cli(*arguments) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_accuracy_of_other_tasks_is_judged_by_their_metric() -> None:
+    what = {"task": "segmentation", "dataset": "scenes", "images": 300}
+    then, now = (record("int8", score=score, **what) for score in (0.83, 0.82))
+    assert not check_records([now], [then], Limits(0.05, 1.01), absolute=True).falls
+    (line,) = check_records([now], [then], Limits(0.05, 0.9), absolute=True).falls
+    assert line.endswith("mIoU fell by 1.00 points: 83.00 % then, 82.00 % now")

@@ -11,6 +11,7 @@ from fastervit_trt.benchmarks.comparison.significance import (
     mcnemar_p,
     proportion_difference,
     round_logs,
+    score_difference,
     student_p,
     student_quantile,
     trimmed_shift,
@@ -101,3 +102,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_scores_differ_by_what_their_intervals_allow() -> None:
+    assert score_difference((0.4, 0.5, 0.6), (0.4, 0.5, 0.6)).p == 1.0
+    away = 0.5 - math.hypot(0.03, 0.04)
+    assert score_difference((0.46, 0.5, 0.59), (away - 0.2, away, away + 0.03)).p == pytest.approx(0.05)
+    skewed = score_difference((0.5, 0.5, 0.6), (0.6, 0.7, 0.7))  # only the ends that face each other count
+    assert (skewed.low, skewed.high) == pytest.approx((0.2 - math.hypot(0.1, 0.1), 0.2))
+    assert score_difference((0.5, 0.5, 0.5), (0.6, 0.6, 0.6)).p == 0.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastervit_trt.benchmarks.published.points import load_published
 from fastervit_trt.benchmarks.records import Record
-from fastervit_trt.benchmarks.report.cells import cells_of
+from fastervit_trt.benchmarks.report.beside import besides
+from fastervit_trt.benchmarks.report.cells import benchmark_of, cells_of
 from fastervit_trt.benchmarks.report.look import Looks
 from fastervit_trt.benchmarks.report.page import render_page
 from tests.benchmarks.report.browser import Browser
@@ -15,7 +15,7 @@ from tests.benchmarks.report.browser import Browser
 def written(records: list[Record], folder: Path, *, title: str = "title", published: bool = False) -> Path:
     """The page alone: pictures take their time."""
     cells, looks = cells_of(records), Looks.of(one.row for one in records)
-    others = [p for p in load_published() if p.throughput_img_per_s and p.top1] if published else []
+    others = besides(benchmark_of(cell.row) for cell in cells) if published else []
     path = folder / "report.html"
     path.write_text(render_page(cells, looks, others, title=title, picture=None))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,8 +21,9 @@ NASTY = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\
 
 
 def test_markup_in_rows_is_inert(browser: Browser, tmp_path: Path) -> None:
-    texts = {f.name: NASTY for f in dataclasses.fields(BenchmarkRow) if f.type in ("str", "str | None")}
+    texts: dict[str, Any] = {f.name: NASTY for f in dataclasses.fields(BenchmarkRow) if f.type in ("str", "str | None")}
     texts |= {"device_kind": "gpu", "throttle": NASTY}
+    texts |= {"figures": json.dumps({NASTY: 0.5}), "score": 0.9}
     rows = [dataclasses.replace(row("x", 0.9, 100 + i), **{**texts, "model": f"{i}{NASTY}"}) for i in range(2)]
     failed = dataclasses.replace(row("x", None, 1), **{**texts, "status": "failed", "dataset": None})
     hostile = written([*map(record, rows), Record(failed)], tmp_path, title=NASTY)

@@ -14,6 +14,7 @@ from fastervit_trt.benchmarks.sweep.grouping import groups_of
 from fastervit_trt.benchmarks.sweep.matrix import Candidate, Subject, candidates, check_backends, open_subject
 from fastervit_trt.benchmarks.sweep.plan import Options, Plan, WantedExport
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.models.factory import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +100,11 @@ def test_estimates_grow_with_what_there_is_to_do(subjects: list[Subject]) -> Non
     def seconds(images: int = 0, size: Size = small, timed: float = 5.0) -> float:
         return cell_seconds(candidate.cell, size, Options(seconds=timed), images, accuracy=images > 0)
 
-    large = Size.of_model("faster_vit_4_224", None)
+    large = Size.of_model(ModelSpec("faster_vit_4_224"))
     assert large == Size(365_555_712, (224, 224))
     assert seconds() < seconds(images=5000) < seconds(images=5000, size=large)
-    assert seconds(images=50, size=Size.of_model("faster_vit_0_any_res", (448, 448))) > seconds(
-        images=50, size=Size.of_model("faster_vit_0_224", None)
+    assert seconds(images=50, size=Size.of_model(ModelSpec("faster_vit_0_any_res", resolution=(448, 448)))) > seconds(
+        images=50, size=Size.of_model(ModelSpec("faster_vit_0_224"))
     )
     assert seconds(timed=20.0) == pytest.approx(seconds(timed=5.0) + 30)
 
