@@ -29,8 +29,9 @@ types: $(READY)
 	rm -rf build/types build/python && $(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p fastervit_trt
 
-train: $(READY)  ## train the digits models again
+train: $(READY)  ## train the models that ship again
 	$(BIN)/python -m fastervit_trt.models.digits.train
+	$(BIN)/python -m fastervit_trt.models.scenes.train
 
 # With the Python that has PyTorch for the GPU, and without network: the package is the checkout itself, under its name.
 SITE := $(CURDIR)/build/gpu/site

@@ -155,8 +155,8 @@ def decision_differences(expected: Mapping[str, np.ndarray], found: Sequence[np.
     """How much decisions differ, from 0 to 1 for each image (N,), under the name of the output that counts.
 
     Masks: the share of pixels with another class. Detections: every box looks for its best counterpart of the same
-    label, as far from it as the larger of the differences of scores and of sides; the worst of the boxes that count
-    on either side is what the images differ by. Those count whose score is at least half of the best one's.
+    label, as far from it as the larger of the differences of scores and of sides, and matters as much as its score
+    says; what matters most of both sides is what the images differ by.
 
     Args:
         expected: outputs by name; nothing is compared unless they are masks or detections.
@@ -178,8 +178,8 @@ def _detections_apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) ->
     apart = np.abs(boxes[:, None] - others[None]).max(axis=2)
     apart = np.maximum(apart, np.abs(scores[:, None] - their_scores[None]))
     apart = np.where(labels[:, None] == their_labels[None], apart, 1.0).clip(max=1.0)
-    mine, theirs = scores >= scores.max() / 2, their_scores >= their_scores.max() / 2
-    return float(max(apart[mine].min(axis=1).max(), apart[:, theirs].min(axis=0).max()))
+    missed, added = scores * apart.min(axis=1), their_scores * apart.min(axis=0)
+    return float(max(missed.max(), added.max()))
 
 
 def _share(error: float, budget: float) -> float:

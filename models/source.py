@@ -108,6 +108,8 @@ def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk | TaskMode
     model.to_empty(device="cpu")
     model.reset_derived_buffers()
     tolerated = load_state_dict(model, read_checkpoint(path), where=path.name, assign=True)
+    if (network := getattr(model, "network", None)) is not None:
+        network.tie_weights()  # files hold what detectors share under each of its names
     return model.eval(), tolerated
 
 

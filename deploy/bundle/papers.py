@@ -13,7 +13,7 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.deploy.bundle.manifest import EXPORT_FOLDER
 from fastervit_trt.deploy.targets.target import Target
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.graph import GRAPH_FILE
+from fastervit_trt.export.graph import GRAPH_FILE, OUTPUT
 
 __all__ = ["write_checksums", "write_licences", "write_preprocessing", "write_readme"]
 
@@ -88,7 +88,7 @@ def write_readme(folder: Path, name: str, manifest: Manifest, target: Target, bu
         f"- {EXPORT_FOLDER}/{golden.get('images')} holds images, golden-*.npy beside it what PyTorch makes of them;",
         "  the largest error allowed is in the manifest there.",
     ]
-    if target.runtime == "tensorrt" and len(golden.get("outputs", {})) == 1:
+    if target.runtime == "tensorrt" and list(golden.get("outputs", {})) == [OUTPUT]:
         (output,) = golden["outputs"].values()
         expected = f"--golden {EXPORT_FOLDER}/{output['file']}"
         lines += [

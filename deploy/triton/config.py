@@ -13,6 +13,7 @@ from typing import Any
 
 from fastervit_trt.deploy.triton.pbtxt import Fields, Symbol, entries, pbtxt
 from fastervit_trt.deploy.triton.served import Served
+from fastervit_trt.export.graph import OUTPUT
 
 __all__ = ["LABELS", "PICTURE", "Service", "cpu_config", "model_config", "pictures_config", "step_config"]
 
@@ -143,11 +144,11 @@ def _picture(served: Served) -> Fields:
 
 
 def _outputs(served: Served, *, labels: bool) -> list[Fields]:
-    """Labels serve the classification extension, which ranks an output of one dimension."""
+    """Labels serve the classification extension, which ranks logits."""
     return [
         {
             **_tensor(output.name, (*served.batch_axis, *output.shape)),
-            "label_filename": LABELS if labels and len(output.shape) == 1 else None,
+            "label_filename": LABELS if labels and output.name == OUTPUT else None,
         }
         for output in served.outputs
     ]

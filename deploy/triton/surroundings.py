@@ -99,7 +99,7 @@ class Surroundings:
         shutil.copyfile(_HERE / "templates" / "client.py", folder / "client.py")
         if self.bundle.manifest.labels is not None:
             shutil.copyfile(self.bundle.folder / self.bundle.manifest.labels, folder / LABELS)
-        if self.bundle.export.golden is not None:
+        if self._checkable:
             self._golden(folder / GOLDEN)
         if (self.bundle.folder / "LICENSES").is_dir():  # NVIDIA's weights must not travel without theirs
             shutil.copytree(self.bundle.folder / "LICENSES", folder / "LICENSES")
@@ -201,7 +201,7 @@ class Surroundings:
             f"  {python} {name} PICTURE.jpg    top 5; the file is sent as it is, to {name}_pictures",
             *(
                 [f"  {python} {name} --golden {GOLDEN}    is it right? PyTorch's outputs are the measure"]
-                if self.bundle.export.golden is not None
+                if self._checkable
                 else []
             ),
             "",
@@ -220,6 +220,12 @@ class Surroundings:
             f"{REPOSITORY}/ writable for yourself only. Ports are open to this machine alone: Triton knows no users.",
         ]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _checkable(self) -> bool:
+        """Whether ``client.py``, which compares value by value, can hold the server to the golden set."""
+        export = self.bundle.export
+        return export.golden is not None and export.task == "classification"
 
     @property
     def _either(self) -> bool:

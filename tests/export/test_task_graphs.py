@@ -157,13 +157,14 @@ def test_detections_differ_by_the_worst_that_counts_on_either_side() -> None:
     order = [1, 0, 2]
     swapped = {name: array[:, order] for name, array in one.items()}
     assert apart(**swapped) == 0  # the order of two boxes is no difference
-    assert apart(scores=np.array([[0.9, 0.8, 0.3]])) == 0  # too faint to count
-    assert apart(scores=np.array([[0.9, 0.75, 0.1]])) == pytest.approx(0.05)
-    assert apart(labels=np.array([[2.0, 0.0, 0.0]])) == 1
+    assert apart(scores=np.array([[0.9, 0.75, 0.1]])) == pytest.approx(0.8 * 0.05)
+    assert apart(scores=np.array([[0.9, 0.8, 0.11]])) == pytest.approx(0.11 * 0.01)
+    assert apart(labels=np.array([[2.0, 0.0, 0.0]])) == pytest.approx(0.8)
+    assert apart(labels=np.array([[2.0, 1.0, 1.0]])) < 0.11  # it is hardly there
     moved = boxes.copy()
     moved[0, 1, 2] += 0.07
-    assert apart(boxes=moved) == pytest.approx(0.07)
-    assert apart(scores=np.array([[0.9, 0.8, 0.85]])) >= 0.75  # one box too many
+    assert apart(boxes=moved) == pytest.approx(0.8 * 0.07)
+    assert apart(scores=np.array([[0.9, 0.8, 0.85]])) == pytest.approx(0.85 * 0.75)  # one box too many
     assert apart(scores=np.array([[0.9, np.nan, 0.1]])) == 1
 
 
