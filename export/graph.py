@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import sympy
 
+from fastervit_trt.models.tasks.heads import LOGITS
 from fastervit_trt.plugins.names import DOMAIN
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 GRAPH_FILE = "model.onnx"  # and, past what protobuf holds, its weights in model.onnx.data
-INPUT, OUTPUT = "images", "logits"  # a backbone has outputs "stage0" … "stage3" instead; of tasks: models.tasks.heads
+INPUT, OUTPUT = "images", LOGITS  # a backbone has outputs "stage0" … "stage3" instead; of tasks: models.tasks.heads
 BLOCK = "fastervit.block"  # metadata of every node: the module it belongs to
 UNSERVED = f"{DOMAIN}.unserved"  # metadata of a call: why there is no plugin for it
 

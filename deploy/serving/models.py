@@ -22,8 +22,8 @@ from fastervit_trt.deploy.serving.pictures import images_of_pictures
 from fastervit_trt.deploy.serving.refusal import RefusedError
 from fastervit_trt.deploy.serving.request import InferRequest
 from fastervit_trt.deploy.serving.tensors import GivenTensor, TensorSpec, byte_strings, float32_array
-from fastervit_trt.export.graph import OUTPUT
 from fastervit_trt.models.config import Preprocessing
+from fastervit_trt.models.tasks.heads import LOGITS
 
 __all__ = ["PICTURE_INPUT", "VERSION", "ServedModel", "models_of"]
 
@@ -106,7 +106,7 @@ def models_of(bundle: Bundle, limits: Limits) -> dict[str, ServedModel]:
     """``NAME`` and ``NAME_pictures`` of a bundle, by name; the first executes."""
     export = bundle.export
     outputs = tuple(TensorSpec(o["name"], "FP32", (-1, *o["shape"][1:])) for o in export.outputs)
-    classes = {output.name for output in outputs if output.name == OUTPUT}
+    classes = {output.name for output in outputs if output.name == LOGITS}
     names = bundle.labels
     labels = {output: names for output in classes if names}
     images = TensorSpec(export.input["name"], "FP32", (-1, *export.input["shape"][1:]))

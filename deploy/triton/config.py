@@ -13,7 +13,7 @@ from typing import Any
 
 from fastervit_trt.deploy.triton.pbtxt import Fields, Symbol, entries, pbtxt
 from fastervit_trt.deploy.triton.served import Served
-from fastervit_trt.export.graph import OUTPUT
+from fastervit_trt.models.tasks.heads import LOGITS
 
 __all__ = ["LABELS", "PICTURE", "Service", "cpu_config", "model_config", "pictures_config", "step_config"]
 
@@ -148,7 +148,7 @@ def _outputs(served: Served, *, labels: bool) -> list[Fields]:
     return [
         {
             **_tensor(output.name, (*served.batch_axis, *output.shape)),
-            "label_filename": LABELS if labels and output.name == OUTPUT else None,
+            "label_filename": LABELS if labels and output.name == LOGITS else None,
         }
         for output in served.outputs
     ]

@@ -35,7 +35,7 @@ from fastervit_trt.deploy.triton.config import (
 from fastervit_trt.deploy.triton.served import Served, choose
 from fastervit_trt.deploy.triton.surroundings import PLUGINS, REPOSITORY, Surroundings
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.graph import OUTPUT
+from fastervit_trt.models.tasks.heads import LOGITS
 
 __all__ = ["MARKER", "WrittenRepository", "write_repository"]
 
@@ -160,7 +160,7 @@ def _has_labels(bundle: Bundle, served: Served) -> bool:
     """Whether classes have names, one for each."""
     if not bundle.labels:
         return False
-    classes = {output.shape[0] for output in served.outputs if output.name == OUTPUT}
+    classes = {output.shape[0] for output in served.outputs if output.name == LOGITS}
     if classes and classes != {len(bundle.labels)}:
         raise FasterViTError(
             f"'{bundle.folder / str(bundle.manifest.labels)}' has {len(bundle.labels)} names, the model "

@@ -11,6 +11,7 @@ from fastervit_trt.models.config import FasterViTConfig
 from fastervit_trt.models.geometry import stage_resolutions
 
 __all__ = [
+    "LOGITS",
     "OUTPUTS",
     "TASKS",
     "TASK_CLASSES",
@@ -25,8 +26,9 @@ Task = Literal["classification", "segmentation", "detection"]
 TASKS: dict[str, Task] = {name: name for name in get_args(Task)}
 
 # Named outputs of an export. All are float32, also those that hold class indices: whole numbers, exact up to 2^24.
+LOGITS = "logits"
 OUTPUTS: dict[Task, tuple[str, ...]] = {
-    "classification": ("logits",),
+    "classification": (LOGITS,),
     "segmentation": ("masks",),  # (B, H, W) class indices of every pixel
     "detection": ("boxes", "scores", "labels"),  # (B, Q, 4) in [0, 1], (B, Q) from the surest on, (B, Q) class indices
 }
