@@ -70,7 +70,7 @@ def draw_figure(rows: Sequence[ResolutionRow], path: Path) -> None:
     )
     _draw(panels[1][0], rows, "peak of activations, MiB", lambda r: (r.memory_mib,) * 3)
     _draw(panels[0][2], rows, "multiply-adds of an image, 10⁹", lambda r: (r.gmacs,) * 3)
-    _draw(panels[1][1], rows, "share of attention in them, %", lambda r: (100 * r.attention_share,) * 3)
+    _draw(panels[1][1], rows, "attention in multiply-adds, %", lambda r: (100 * r.attention_share,) * 3)
     for axes in (panels[0][1], panels[1][1]):
         axes.set_yscale("linear")
         axes.set_ylim(bottom=0)
