@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from fastervit_trt.accuracy import Accuracy, AccuracyMeter
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.benchmarks.backends.runner import Outputs
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.batch import Outputs
+from fastervit_trt.metering import ClassMeter, Data, Figure, meter, numbered_batches
 from fastervit_trt.models.config import Preprocessing
-from fastervit_trt.models.datasets import LabelledImages, open_dataset
+from fastervit_trt.models.datasets import LabelledImages
 from fastervit_trt.models.decoding import Unreadable
 from fastervit_trt.models.tasks.heads import OUTPUTS, get_task
 
-if TYPE_CHECKING:
-    from fastervit_trt.models.annotated import AnnotatedImages
-    from fastervit_trt.scoring import Score
-
 __all__ = [
     "Advance",
-    "Data",
     "Evaluation",
     "Reference",
     "check_dataset",
     "evaluate",
-    "images_at_once",
-    "numbered_batches",
-    "open_data",
     "tell",
 ]
 
-Data: TypeAlias = "LabelledImages | AnnotatedImages"
 OutputsOf = Callable[[np.ndarray], Outputs]  # images (B, 3, H, W) float32 → outputs (B, …), in the order of the export
 Advance = Callable[[int], None]  # told the images done so far, of all of the data
-
-_MOST_AT_ONCE = 32
-_PIXELS_AT_ONCE = _MOST_AT_ONCE * 224 * 224  # activations of more take memory and give no speed
 
 
 @dataclass(frozen=True)
@@ -61,48 +48,10 @@ class Reference:
 class Evaluation:
     """Accuracy of one artifact on what could be read of a data set."""
 
-    accuracy: Accuracy | Score
+    accuracy: Figure
     right: np.ndarray | None  # (images,) bool: classified as labelled, unreadable ones left out; None: no classifier
     unreadable: tuple[Unreadable, ...]
     dataset_sha256: str  # of the images that were judged
-
-
-class _Meter(Protocol):
-    def add(self, outputs: Outputs, numbers: np.ndarray, reference: Outputs | None) -> None: ...
-
-    def result(self) -> Accuracy | Score: ...
-
-
-class _Classes:
-    """Logits against labels."""
-
-    def __init__(self, data: LabelledImages) -> None:
-        self._data, self.meter = data, AccuracyMeter()
-
-    def add(self, outputs: Outputs, numbers: np.ndarray, reference: Outputs | None) -> None:
-        logits, data = outputs[0], self._data
-        if logits.shape != (len(numbers), data.classes):
-            raise FasterViTError(
-                f"outputs of shape {logits.shape} are no logits of {len(numbers)} images and the {data.classes} "
-                f"classes of '{data.name}'"
-            )
-        self.meter.add(logits, data.labels[numbers], None if reference is None else reference[0])
-
-    def result(self) -> Accuracy:
-        return self.meter.result()
-
-
-def open_data(task: str, spec: str, max_unreadable: float) -> Data:
-    """What ``--data`` names, for exports of ``task``.
-
-    Raises:
-        FasterViTError: no such data, or data of another task.
-    """
-    if task == "classification":
-        return open_dataset(spec, max_unreadable)
-    from fastervit_trt.models.annotated import open_annotated
-
-    return open_annotated(get_task(task), spec, max_unreadable)
 
 
 def check_dataset(manifest: Manifest, data: Data) -> None:
@@ -118,19 +67,6 @@ def check_dataset(manifest: Manifest, data: Data) -> None:
         data.check_classes(manifest.num_classes, manifest.model, imagenet=official)
     else:
         data.check_classes(manifest.num_classes, manifest.model)
-
-
-def images_at_once(resolution: tuple[int, int]) -> int:
-    """How many images of this size (H, W) accuracy is taken on in one call, at most 32."""
-    return max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (resolution[0] * resolution[1])))
-
-
-def numbered_batches(
-    data: Data, size: int, how: Preprocessing, resolution: tuple[int, int], left_out: list[Unreadable] | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images (B, 3, H, W) float32, their numbers (B,)) of either kind of data; ``left_out`` gets the unreadable."""
-    batches = data.numbered_batches if isinstance(data, LabelledImages) else data.batches
-    return batches(size, how, resolution, left_out)
 
 
 def evaluate(
@@ -152,34 +88,26 @@ def evaluate(
     Raises:
         FasterViTError: too many unreadable images, outputs of a wrong shape, or a reference of other images.
     """
-    meter = _meter(data)
+    judge = meter(data)
     left_out, done = list[Unreadable](), 0
     if reference is not None:
         _check_reference(reference, data)
     for images, numbers in numbered_batches(data, batch, how, resolution, left_out):
         outputs = outputs_of(images)
-        meter.add(outputs, numbers, None if reference is None else _expected(reference, numbers, data))
+        judge.add(outputs, numbers, None if reference is None else _expected(reference, numbers, data))
         done = int(numbers[-1]) + 1
         tell(progress, done)
     if done < len(data):  # the last ones cannot be read
         tell(progress, len(data))
     missing = [image.index for image in left_out]
-    right = meter.meter.right if isinstance(meter, _Classes) else None
-    return Evaluation(meter.result(), right, tuple(left_out), data.sha256(without=missing))
+    right = judge.right if isinstance(judge, ClassMeter) else None
+    return Evaluation(judge.result(), right, tuple(left_out), data.sha256(without=missing))
 
 
 def tell(progress: Advance | None, done: int) -> None:
     """Pass on how many images are done, where anybody wants to know."""
     if progress is not None:
         progress(done)
-
-
-def _meter(data: Data) -> _Meter:
-    if isinstance(data, LabelledImages):
-        return _Classes(data)
-    from fastervit_trt.scoring import scorer  # with what COCO's metric needs
-
-    return scorer(data)
 
 
 def _check_reference(reference: Reference, data: Data) -> None:

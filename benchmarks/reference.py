@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from fastervit_trt.artifacts import Manifest, new_file
-from fastervit_trt.benchmarks.evaluate import Advance, Data, Reference, images_at_once, numbered_batches, tell
+from fastervit_trt.benchmarks.evaluate import Advance, Reference, tell
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import versions
+from fastervit_trt.metering import Data, images_at_once, numbered_batches
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source

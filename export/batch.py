@@ -9,7 +9,9 @@ import numpy as np
 
 from fastervit_trt.errors import FasterViTError
 
-__all__ = ["BatchRange", "run_padded"]
+__all__ = ["BatchRange", "Outputs", "run_padded"]
+
+Outputs = tuple[np.ndarray, ...]  # in the order of the manifest; the first axis of each is the image's
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class BatchRange:
         return f"{self.minimum}:{self.optimum}:{self.maximum}" if self.dynamic else str(self.optimum)
 
 
-def run_padded(run: Callable[[np.ndarray], np.ndarray], batch: BatchRange, images: np.ndarray) -> np.ndarray:
-    """Logits for any number of images from something that serves ``batch``: the last call is padded."""
-    chunks = []
+def run_padded(run: Callable[[np.ndarray], Outputs], batch: BatchRange, images: np.ndarray) -> Outputs:
+    """Every output (N, …) of ``images`` (N, 3, H, W), in calls of at most ``batch.maximum``; the last one is padded."""
+    chunks: list[Outputs] = []
     for start in range(0, len(images), batch.maximum):
         chunk = images[start : start + batch.maximum]
         missing = batch.minimum - len(chunk)
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing > 0 else chunk
-        chunks.append(run(padded)[: len(chunk)])
-    return np.concatenate(chunks)
+        chunks.append(tuple(output[: len(chunk)] for output in run(padded)))
+    return tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))

@@ -11,11 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from fastervit_trt.benchmarks.backends.padding import outputs_of_any_batch
 from fastervit_trt.benchmarks.backends.request import check_images
 from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Outputs, Request
 from fastervit_trt.engines.runtime.completions import completions_for, seconds_between
-from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.batch import BatchRange, run_padded
 from fastervit_trt.host import cpu_name
 
 __all__ = ["Call", "HostRunner", "Lanes", "ThreadLanes"]
@@ -111,7 +110,7 @@ class HostRunner:
         self._images: np.ndarray | None = None
 
     def outputs(self, images: np.ndarray) -> Outputs:
-        return outputs_of_any_batch(self._alone, self.batch, images)
+        return run_padded(self._alone, self.batch, images)
 
     def prepare(self, images: np.ndarray) -> None:
         self._images = check_images(self._request, images)

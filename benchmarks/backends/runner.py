@@ -9,12 +9,11 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fastervit_trt.artifacts import Manifest
-from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.batch import BatchRange, Outputs
 
 __all__ = ["Artifact", "Clock", "DeviceFacts", "Outputs", "Request", "Runner"]
 
 Clock = Literal["host", "CUDA events"]
-Outputs = tuple[np.ndarray, ...]  # in the order of the manifest; the first axis of each is the image's
 
 
 @dataclass(frozen=True)

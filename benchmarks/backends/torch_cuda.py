@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastervit_trt.benchmarks.backends.padding import outputs_of_any_batch
 from fastervit_trt.benchmarks.backends.request import check_images
 from fastervit_trt.benchmarks.backends.runner import Artifact, Clock, DeviceFacts, Outputs, Request
 from fastervit_trt.benchmarks.gpu.timing import CudaClock, Lap
 from fastervit_trt.engines.runtime.completions import completions_for, seconds_between
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange
+from fastervit_trt.export.batch import BatchRange, run_padded
 
 __all__ = ["CudaRunner"]
 
@@ -55,7 +54,7 @@ class CudaRunner:
             found = self._forward(torch.from_numpy(np.ascontiguousarray(some)).to(self._on))
             return tuple(output.cpu().numpy() for output in ((found,) if isinstance(found, Tensor) else found))
 
-        return outputs_of_any_batch(run, self.batch, images)
+        return run_padded(run, self.batch, images)
 
     @torch.inference_mode()
     def prepare(self, images: np.ndarray) -> None:

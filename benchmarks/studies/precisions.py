@@ -193,7 +193,7 @@ def _row(export: _Export, timer: Timer, threads: int) -> PrecisionRow:
         drop_low=drop["low"],
         drop_high=drop["high"],
         agreement_fp32=artifact["agreement"],
-        sqnr_db=judged["sqnr_db"],
+        sqnr_db=artifact["sqnr_db"],
         non_finite_logits=artifact["non_finite"],
         onnx_bytes=manifest.files["model.onnx"]["bytes"],
         ort_cpu_img_per_s=timer.images_per_second(),

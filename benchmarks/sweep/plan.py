@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends.runner import Request
-from fastervit_trt.benchmarks.evaluate import Data, open_data
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.metering import Data, open_data
 from fastervit_trt.models.config import parse_resolution
 from fastervit_trt.models.tasks.heads import SegmentationHead, Task
 

@@ -21,13 +21,14 @@ from fastervit_trt.accuracy import Accuracy
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends import BACKENDS
 from fastervit_trt.benchmarks.backends.runner import Runner
-from fastervit_trt.benchmarks.evaluate import Data, Reference, evaluate, images_at_once, numbered_batches
+from fastervit_trt.benchmarks.evaluate import Reference, evaluate
 from fastervit_trt.benchmarks.examples import take_examples
 from fastervit_trt.benchmarks.sweep.channel import Channel, Job
 from fastervit_trt.benchmarks.telemetry import Telemetry
 from fastervit_trt.benchmarks.timing import calls_for, warm_up
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.host import cache_folder
+from fastervit_trt.metering import Data, images_at_once, numbered_batches
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import LabelledImages
 

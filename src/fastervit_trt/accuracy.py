@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "TOP1",
     "Accuracy",
     "AccuracyMeter",
     "Drop",
@@ -17,6 +18,7 @@ __all__ = [
     "wilson_interval",
 ]
 
+TOP1 = "top-1"
 _EXACT_DB = 200.0  # stands for infinity, which JSON does not have
 _TOP = 5
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -36,6 +38,16 @@ class Accuracy:
     top5_low: float | None = None
     top5_high: float | None = None
     sqnr_db: float | None = None  # of the logits against the reference's; None without a reference
+
+    @property
+    def metric(self) -> str:
+        """As :attr:`Score.metric`."""
+        return TOP1
+
+    @property
+    def value(self) -> float:
+        """As :attr:`Score.value`."""
+        return self.top1
 
 
 class AccuracyMeter:

@@ -21,18 +21,18 @@ from fastervit_trt.export.quantisation.cost import ROOFLINES, UnitCost, modelled
 from fastervit_trt.export.quantisation.operands import operands
 from fastervit_trt.export.quantisation.ranges import Ranges
 from fastervit_trt.export.quantisation.sensitivity import Evaluator, SensitivityCache
+from fastervit_trt.metering import Data, images_at_once, meter, numbered_batches
 from fastervit_trt.models.config import FasterViTConfig, Preprocessing
-from fastervit_trt.models.datasets import LabelledImages
 
 __all__ = ["MixedRequest", "search_assignment"]
 
-_BATCH = 32
+_COST_BATCH = 8  # images whose shapes the cost is modelled for, where so many fit
 _DEFAULT_ROOFLINE = "8.9"
 
 
 @dataclass(frozen=True)
 class MixedRequest:
-    """The cheapest mixture of 8 and 16 bits that loses at most ``budget_points`` of top-1."""
+    """The cheapest mixture of 8 and 16 bits that loses at most ``budget_points`` of top-1, mAP or mIoU."""
 
     budget_points: float
     times: Path | None = None  # measured microseconds per unit; a roofline otherwise
@@ -54,7 +54,7 @@ def search_assignment(
     model: nn.Module,
     precision: Quantised,
     ranges: Ranges,
-    data: LabelledImages,
+    data: Data,
     how: Preprocessing,
     config: FasterViTConfig,
 ) -> Assignment:
@@ -66,11 +66,11 @@ def search_assignment(
     costs = _costs(request, model, config)
     key = {"ranges": asdict(ranges.key), "data": data.name, "images": len(data)}
     key |= {"type": precision.name, "base": precision.base.name}
-    key |= {"calibrator": precision.calibrator, "attention": precision.attention}
+    key |= {"calibrator": precision.calibrator, "attention": precision.attention, "heads": precision.heads}
     cache = SensitivityCache(request.record, hashlib.sha256(json.dumps(key).encode()).hexdigest())
 
     def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        return data.batches(_BATCH, how, config.resolution)
+        return numbered_batches(data, images_at_once(config.resolution), how, config.resolution)
 
     with progress_bar() as progress:
         task = progress.add_task("what each unit does alone", total=None)
@@ -81,7 +81,7 @@ def search_assignment(
             progress.update(task, description=f"{precision.name}: {what}", completed=done, total=done + left)
             done += 1
 
-        evaluator = Evaluator(model, precision, ranges, batches, cache)
+        evaluator = Evaluator(model, precision, ranges, batches, lambda: meter(data), cache)
         assignment = assign(evaluator, costs, request.budget_points, advance)
         progress.update(task, description=f"{precision.name}: assignment", completed=done, total=done)
     _check_budget(assignment, request)
@@ -92,8 +92,9 @@ def _costs(request: MixedRequest, model: nn.Module, config: FasterViTConfig) -> 
     units = list(dict.fromkeys(operand.unit for operand in operands(model)))
     if request.times is not None:
         return read_costs(request.times, units)
+    count = min(_COST_BATCH, images_at_once(config.resolution))
     roofline = ROOFLINES.get(request.capability, ROOFLINES[_DEFAULT_ROOFLINE])
-    return modelled_costs(model, torch.zeros(8, config.in_chans, *config.resolution), roofline)
+    return modelled_costs(model, torch.zeros(count, config.in_chans, *config.resolution), roofline)
 
 
 def _check_budget(assignment: Assignment, request: MixedRequest) -> None:

@@ -18,7 +18,7 @@ from fastervit_trt.console import step
 from fastervit_trt.engine_choice import EngineChoice
 from fastervit_trt.engines.signing import sign_record
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.batch import BatchRange, run_padded
+from fastervit_trt.export.batch import BatchRange, Outputs, run_padded
 from fastervit_trt.export.deploy import get_fuse
 from fastervit_trt.export.graph import INPUT
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
@@ -28,9 +28,9 @@ from fastervit_trt.export.quantisation.assignment import Assignment
 from fastervit_trt.export.quantisation.ranges import Ranges
 from fastervit_trt.host import release_memory, versions
 from fastervit_trt.judging import Judgement, check_classes, check_gate, judge
+from fastervit_trt.metering import Data, open_data
 from fastervit_trt.mixing import MixedRequest, search_assignment
 from fastervit_trt.models.config import FasterViTConfig
-from fastervit_trt.models.datasets import LabelledImages, open_dataset
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import Trunk
 from fastervit_trt.models.source import WeightSource, build_model, resolve_source, save_model
@@ -60,7 +60,7 @@ class ExportRequest:
     pad_heads_to: int | None = None  # multiple of head dims
     inline: bool = False  # a flat graph without fused operators
     calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
-    validation: str | None = None  # labelled images that judge the written graph: "digits" or a folder
+    validation: str | None = None  # what judges the written graph: "digits", "scenes" or a folder
     max_accuracy_drop: float | None = None  # percentage points
     mixed: MixedRequest | None = None
     save_checkpoint: Path | None = None  # write the weights as loaded to this .safetensors file, too
@@ -138,7 +138,7 @@ def export_model(request: ExportRequest) -> Manifest:
     return manifest
 
 
-def _check(request: ExportRequest) -> LabelledImages | None:
+def _check(request: ExportRequest) -> Data | None:
     """Refuse what cannot succeed before anything is computed; the validation data, if there are any."""
     request.engines.check_precision(request.precision)
     if isinstance(request.precision, Quantised):
@@ -147,16 +147,13 @@ def _check(request: ExportRequest) -> LabelledImages | None:
         request.mixed.check()
     if request.validation is None:
         if request.max_accuracy_drop is not None or request.mixed is not None:
-            raise FasterViTError("accuracy needs labelled images to judge it: give --validation-data DIR (or 'digits')")
+            raise FasterViTError(
+                "accuracy needs labelled images to judge it: give --validation-data DIR (or 'digits', 'scenes')"
+            )
         return None
-    if request.model.head is not None:
-        raise FasterViTError(
-            f"{request.model.chosen_task} is judged by fastervit-bench --data, on the files that ship; leave out "
-            "--validation-data"
-        )
     if request.model.out_indices is not None:
         raise FasterViTError("a backbone has no classes to judge; leave out --validation-data")
-    data = open_dataset(request.validation)
+    data = open_data(request.model.chosen_task, request.validation)
     check_classes(data, request.model.config())
     return data
 
@@ -164,7 +161,7 @@ def _check(request: ExportRequest) -> LabelledImages | None:
 class _Decision:
     """What of a deploy form is quantised, in which ranges; remembers the tables of a search."""
 
-    def __init__(self, request: ExportRequest, weights: WeightSource, validation: LabelledImages | None) -> None:
+    def __init__(self, request: ExportRequest, weights: WeightSource, validation: Data | None) -> None:
         self._request, self._validation = request, validation
         self._ranges: Ranges | None = None
         self._assignment: Assignment | None = None
@@ -200,7 +197,7 @@ class _Decision:
             self._request.mixed.record.unlink(missing_ok=True)
 
 
-def _judge(request: ExportRequest, weights: WeightSource, path: Path, data: LabelledImages) -> Judgement:
+def _judge(request: ExportRequest, weights: WeightSource, path: Path, data: Data) -> Judgement:
     """Accuracy of the written file.
 
     Raises:
@@ -209,8 +206,8 @@ def _judge(request: ExportRequest, weights: WeightSource, path: Path, data: Labe
     model, _ = build_model(request.model, weights)
     session = OnnxCpuSession(path)
 
-    def artifact(images: np.ndarray) -> np.ndarray:
-        return run_padded(lambda chunk: session(chunk)[0], request.batch, images)
+    def artifact(images: np.ndarray) -> Outputs:
+        return run_padded(session, request.batch, images)
 
     judgement = judge(artifact, model, data, request.model.preprocessing, request.model.config())
     allowed = request.max_accuracy_drop

@@ -14,10 +14,11 @@ from PIL import Image
 from fastervit_trt.artifacts import Manifest
 from fastervit_trt.benchmarks.backends import BACKENDS
 from fastervit_trt.benchmarks.backends.runner import Outputs, Request
-from fastervit_trt.benchmarks.evaluate import Reference, check_dataset, evaluate, images_at_once, open_data
+from fastervit_trt.benchmarks.evaluate import Reference, check_dataset, evaluate
 from fastervit_trt.benchmarks.examples import draw_examples, read_examples, take_examples
 from fastervit_trt.benchmarks.reference import reference_outputs
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.metering import images_at_once, open_data
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model

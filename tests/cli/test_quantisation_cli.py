@@ -74,7 +74,7 @@ def test_int8_is_calibrated_judged_and_written_with_its_ranges(command: Command,
     assert manifest.accuracy["artifact"]["top1"] == accuracy_of(output)
     assert manifest.accuracy["drop"]["low"] < manifest.accuracy["drop"]["points"] <= 0.5
     assert manifest.accuracy["artifact"]["images"] == 599
-    drop = manifest.accuracy["reference_top1"] - manifest.accuracy["artifact"]["top1"]
+    drop = manifest.accuracy["reference"] - manifest.accuracy["artifact"]["top1"]
     assert manifest.accuracy["drop"]["points"] == pytest.approx(100 * drop)
     quantised = manifest.graph["quantisation"]
     assert (quantised["type"], quantised["base"], quantised["calibrator"]) == ("int8", "fp16", "percentile")
@@ -194,7 +194,7 @@ def test_quantised_residual_sums_fall_to_chance_and_the_default_does_not(
     done = command("fastervit-export", *options, *judge, "--output", tmp_path / "default")
     assert done.code == 0, done.err
     accuracy = Manifest.read(tmp_path / "default").accuracy
-    assert accuracy is not None and accuracy["reference_top1"] > 0.95
+    assert accuracy is not None and accuracy["reference"] > 0.95
     forced = (*judge, "--quantise-residuals", "--output", tmp_path / "forced")
     refused = command("fastervit-export", *options, *forced)
     assert refused.code == 2

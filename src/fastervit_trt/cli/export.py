@@ -85,7 +85,7 @@ def export_command(
         bool, typer.Option("--inline", help="A flat graph without fused operators, as TensorRT 10.3 wants it.")
     ] = False,
     calibration_data: Annotated[
-        str | None, typer.Option(help="Images to find the ranges for 8 bits with: a folder, or digits.")
+        str | None, typer.Option(help="Images to find the ranges for 8 bits with: a folder, digits or scenes.")
     ] = None,
     calibration_images: Annotated[int, typer.Option(min=1, help="How many of them, evenly spread.")] = 512,
     calibration_cache: Annotated[
@@ -107,13 +107,14 @@ def export_command(
         bool, typer.Option("--quantise-heads", help="Also the convolutions of a detector's or segmenter's head.")
     ] = False,
     validation_data: Annotated[
-        str | None, typer.Option(help="Labelled images that judge the written graph: one folder per class, or digits.")
+        str | None,
+        typer.Option(help="What judges the written graph, as --data of fastervit-bench: digits, scenes, DIR."),
     ] = None,
     max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="Fail if the written graph loses more points of top-1 than this.")
+        float | None, typer.Option(help="Fail if the written graph loses more points of top-1, mAP or mIoU.")
     ] = None,
     accuracy_budget: Annotated[
-        float | None, typer.Option(help="Points of top-1 that --precision mixed may lose.")
+        float | None, typer.Option(help="Points of top-1, mAP or mIoU that --precision mixed may lose.")
     ] = None,
     mixed_with: Annotated[str, typer.Option(help="What --precision mixed adds to the base: int8 or fp8.")] = "int8",
     block_times: Annotated[
@@ -172,11 +173,6 @@ def export_command(
         raise FasterViTError("--precision mixed and --accuracy-budget P belong together")
     if quantise_heads and spec.head is None:
         raise FasterViTError("--quantise-heads is for detectors and segmenters; give --task")
-    if mixed and spec.head is not None:
-        raise FasterViTError(
-            "--precision mixed searches by top-1, which detectors and segmenters have not; use --precision int8, "
-            "with or without --quantise-heads"
-        )
     if mixed and target == "cpu":
         raise FasterViTError("a mixture weighs times on a GPU; use --precision int8 with --target cpu")
     output = output or Path(f"{model}-{precision if mixed else typed.name}")

@@ -81,7 +81,7 @@ def test_the_cpu_backend_is_onnx_runtime_on_the_very_file(exports: Path, precisi
         for size in (1, 8, 11):
             images = images_of(size, size)
             (logits,) = engine(images)
-            assert np.array_equal(logits, run_padded(lambda x: session(x)[0], engine.batch, images))
+            assert np.array_equal(logits, run_padded(session, engine.batch, images)[0])
         sizes = (2, 9, 0, 1)
         many = list(engine.run_many(images_of(size, size) for size in sizes))
         assert [logits.shape for (logits,) in many] == [(size, 10) for size in sizes]
@@ -170,7 +170,7 @@ def test_onnx_runtime_reads_and_writes_pytorchs_memory(exports: Path, monkeypatc
         (in_place,) = engine(torch.from_numpy(images))
     assert isinstance(in_place, torch.Tensor)
     assert np.array_equal(in_place.numpy(), from_host)
-    expected = run_padded(lambda x: plain.run(None, {"images": x})[0], BatchRange(1, 4, 8), images)
+    expected = run_padded(lambda x: plain.run(None, {"images": x}), BatchRange(1, 4, 8), images)[0]
     assert np.array_equal(from_host, expected)
 
 
@@ -185,7 +185,7 @@ def test_an_engine_for_this_gpu_is_found_admitted_and_run(folder: Path, gpu: Sim
         )
         for size in (1, 5):
             images = images_of(size, size)
-            expected = run_padded(lambda x: gpu.graph(x)[0], engine.batch, images)
+            expected = run_padded(gpu.graph, engine.batch, images)[0]
             assert np.array_equal(engine(images)[0], expected)
     assert gpu.device.alive == 0
 

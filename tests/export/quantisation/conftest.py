@@ -8,6 +8,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from torch import nn
@@ -20,8 +21,9 @@ from fastervit_trt.export.pipeline import ExportedGraph, export_graph
 from fastervit_trt.export.precision import Precision
 from fastervit_trt.export.quantisation.calibration import calibrate
 from fastervit_trt.export.quantisation.ranges import CalibrationKey, Ranges
-from fastervit_trt.export.quantisation.sensitivity import Labelled
 from fastervit_trt.export.typed_model import TypedModel
+from fastervit_trt.metering import Data, Meter, meter, numbered_batches
+from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.datasets import open_calibration_images, open_dataset
 from fastervit_trt.models.factory import ModelSpec, get_variant
 from fastervit_trt.models.source import build_model, pretrained_source
@@ -52,10 +54,24 @@ def digits_ranges(digits_s: nn.Module) -> Ranges:
         return calibrate(digits_s, open_calibration_images("digits", 64).batches(32, how, SHAPE[1:]), key)
 
 
+class HeldOut:
+    """Data, its first images in two batches with their numbers, and what judges outputs for them."""
+
+    def __init__(self, data: Data, how: Preprocessing, resolution: tuple[int, int], size: int) -> None:
+        self.data = data
+        self.images = list(islice(numbered_batches(data, size, how, resolution), 2))
+
+    def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self.images
+
+    def meter(self) -> Meter:
+        return meter(self.data)
+
+
 @pytest.fixture(scope="package")
-def held_out() -> list[Labelled]:
-    """64 held-out digits with labels, in two batches."""
-    return list(islice(open_dataset("digits").batches(32, get_variant(NAME).preprocessing, SHAPE[1:]), 2))
+def held_out() -> HeldOut:
+    """64 held-out digits."""
+    return HeldOut(open_dataset("digits"), get_variant(NAME).preprocessing, (SHAPE[1], SHAPE[2]), 32)
 
 
 class QuantisedExports:

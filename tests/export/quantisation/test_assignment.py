@@ -19,7 +19,8 @@ from fastervit_trt.export.quantisation.assignment import Assignment, assign
 from fastervit_trt.export.quantisation.cost import ROOFLINES, UnitCost, modelled_costs, read_costs
 from fastervit_trt.export.quantisation.operands import operands
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.quantisation.sensitivity import Evaluation, Evaluator, Labelled, SensitivityCache
+from fastervit_trt.export.quantisation.sensitivity import Evaluation, Evaluator, SensitivityCache
+from tests.export.quantisation.conftest import HeldOut
 
 NAME = "faster_vit_digits_s"
 UNITS = tuple(f"stages.2.blocks.{i}.mlp" for i in range(6))
@@ -138,8 +139,8 @@ def test_rows_and_candidates_tell_what_was_seen() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluate(digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]) -> Evaluator:
-    return Evaluator(digits_s, Int8(), digits_ranges, lambda: held_out, SensitivityCache(None, ""))
+def evaluate(digits_s: nn.Module, digits_ranges: Ranges, held_out: HeldOut) -> Evaluator:
+    return Evaluator(digits_s, Int8(), digits_ranges, held_out.batches, held_out.meter, SensitivityCache(None, ""))
 
 
 def test_a_real_model_is_assigned_within_its_budget(digits_s: nn.Module, evaluate: Evaluator) -> None:

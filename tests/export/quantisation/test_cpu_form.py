@@ -23,23 +23,22 @@ from fastervit_trt.export.quantisation.operands import operands
 from fastervit_trt.export.quantisation.plan import plan_precision
 from fastervit_trt.export.quantisation.qdq import insert_qdq
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.quantisation.sensitivity import Labelled
 from fastervit_trt.export.quantisation.simulation import simulated_on_cpu
-from tests.export.quantisation.conftest import QuantisedExports
+from tests.export.quantisation.conftest import HeldOut, QuantisedExports
 
 WHOLE = Int8Cpu()
 FLOATING = {"patch_embed.conv_down.0", "patch_embed.conv_down.3", "stages.2.global_tokenizer.pos", "head"}
 CONV1, CONV2 = (frozenset(f"stages.{i}.blocks.0.conv{j}" for i in (0, 1)) for j in (1, 2))
 
 
-def logits_of(path: Path, batches: list[Labelled]) -> np.ndarray:
+def logits_of(path: Path, data: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     session = OnnxCpuSession(path)
-    return np.concatenate([session(x[i : i + 8])[0] for x, _ in batches for i in range(0, len(x), 8)])
+    return np.concatenate([session(x[i : i + 8])[0] for x, _ in data for i in range(0, len(x), 8)])
 
 
 @torch.inference_mode()
-def logits_in_torch(model: nn.Module, batches: list[Labelled]) -> np.ndarray:
-    return np.concatenate([model(torch.from_numpy(images)).numpy() for images, _ in batches])
+def logits_in_torch(model: nn.Module, data: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([model(torch.from_numpy(images)).numpy() for images, _ in data])
 
 
 def sqnr(found: np.ndarray, expected: np.ndarray) -> float:
@@ -67,23 +66,26 @@ def number(graph: ir.Model, name: str) -> float:
 
 
 def test_it_computes_what_the_simulation_does(
-    quantised_exports: QuantisedExports, digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]
+    quantised_exports: QuantisedExports, digits_s: nn.Module, digits_ranges: Ranges, held_out: HeldOut
 ) -> None:
     export = quantised_exports(WHOLE)
     assert export.verification.batches == (1, 2, 3)
-    found, exact = logits_of(export.files[0], held_out), logits_in_torch(digits_s, held_out)
+    found, exact = logits_of(export.files[0], held_out.images), logits_in_torch(digits_s, held_out.images)
     with simulated_on_cpu(digits_s, WHOLE, digits_ranges):
-        expected = logits_in_torch(digits_s, held_out)
+        expected = logits_in_torch(digits_s, held_out.images)
     assert np.abs(found - expected).max() <= export.verification.budget < 0.05 * np.abs(expected).max()
     # values between two steps fall to either side; apart from them it is the same arithmetic
     assert sqnr(found, expected) > sqnr(exact, expected) + 6
-    assert np.array_equal(logits_in_torch(digits_s, held_out), exact)  # the model is as before
+    assert np.array_equal(logits_in_torch(digits_s, held_out.images), exact)  # the model is as before
 
 
 def test_it_classifies_as_the_model_in_float32_does(
-    quantised_exports: QuantisedExports, digits_s: nn.Module, held_out: list[Labelled]
+    quantised_exports: QuantisedExports, digits_s: nn.Module, held_out: HeldOut
 ) -> None:
-    found, exact = logits_of(quantised_exports(WHOLE).files[0], held_out), logits_in_torch(digits_s, held_out)
+    found, exact = (
+        logits_of(quantised_exports(WHOLE).files[0], held_out.images),
+        logits_in_torch(digits_s, held_out.images),
+    )
     assert len(found) == 64
     assert (found.argmax(1) == exact.argmax(1)).sum() >= 62
     assert 25 < sqnr(found, exact) < 60
@@ -186,15 +188,15 @@ def test_gelu_is_known_wherever_the_layout_changes(
     quantised_exports: QuantisedExports,
     digits_s: nn.Module,
     digits_ranges: Ranges,
-    held_out: list[Labelled],
+    held_out: HeldOut,
     only: frozenset[str],
 ) -> None:
     """Between a float32 convolution and an int8 one it stands channels first, and a transpose behind it."""
     precision = Int8Cpu(only=only)
-    found = logits_of(quantised_exports(precision).files[0], held_out[:1])
-    exact = logits_in_torch(digits_s, held_out[:1])
+    found = logits_of(quantised_exports(precision).files[0], held_out.images[:1])
+    exact = logits_in_torch(digits_s, held_out.images[:1])
     with simulated_on_cpu(digits_s, precision, digits_ranges):
-        expected = logits_in_torch(digits_s, held_out[:1])
+        expected = logits_in_torch(digits_s, held_out.images[:1])
     assert sqnr(found, expected) > sqnr(exact, expected) + 6
 
 

@@ -17,7 +17,9 @@ from fastervit_trt.export.precision import Int8
 from fastervit_trt.export.quantisation import sensitivity
 from fastervit_trt.export.quantisation.operands import operands, unit_of
 from fastervit_trt.export.quantisation.ranges import RangeRow, Ranges
-from fastervit_trt.export.quantisation.sensitivity import Evaluation, Evaluator, Labelled, SensitivityCache
+from fastervit_trt.export.quantisation.sensitivity import Evaluation, Evaluator, SensitivityCache
+from fastervit_trt.models.digits.data import load_digits_split
+from tests.export.quantisation.conftest import HeldOut
 
 NAME, KEY = "faster_vit_digits_s", "model, calibration and data"
 ONE = Evaluation(("stages.0.blocks.0",), 64, 0.9, 1.5, 0.5, 2.5, 0.95, 31.0)
@@ -25,8 +27,8 @@ TWO = replace(ONE, units=("stages.0.blocks.0", "stages.2.blocks.0.mlp"), drop_po
 
 
 @pytest.fixture
-def evaluator(digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]) -> Evaluator:
-    return Evaluator(digits_s, Int8(), digits_ranges, lambda: held_out, SensitivityCache(None, KEY))
+def evaluator(digits_s: nn.Module, digits_ranges: Ranges, held_out: HeldOut) -> Evaluator:
+    return Evaluator(digits_s, Int8(), digits_ranges, held_out.batches, held_out.meter, SensitivityCache(None, KEY))
 
 
 def count_simulations(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str] | None]:
@@ -47,7 +49,7 @@ def test_nothing_quantised_is_the_model_itself(evaluator: Evaluator) -> None:
     nothing = evaluator([])
     assert (nothing.units, nothing.images, nothing.drop_points, nothing.agreement) == ((), 64, 0.0, 1.0)
     assert nothing.sqnr_db == 200  # stands for no difference at all
-    assert nothing.top1 > 0.9
+    assert nothing.score > 0.9
 
 
 def test_units_are_what_shares_data_and_each_makes_noise(evaluator: Evaluator, digits_s: nn.Module) -> None:
@@ -83,14 +85,16 @@ def test_a_choice_is_simulated_once_in_whatever_order_it_is_asked_for(
 def test_a_second_run_simulates_nothing_again(
     digits_s: nn.Module,
     digits_ranges: Ranges,
-    held_out: list[Labelled],
+    held_out: HeldOut,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, seen = tmp_path / "search.jsonl", count_simulations(monkeypatch)
     found = []
     for _ in range(2):
-        evaluator = Evaluator(digits_s, Int8(), digits_ranges, lambda: held_out, SensitivityCache(path, KEY))
+        evaluator = Evaluator(
+            digits_s, Int8(), digits_ranges, held_out.batches, held_out.meter, SensitivityCache(path, KEY)
+        )
         found.append([evaluator([unit]) for unit in evaluator.units[:3]])
     assert len(seen) == 3
     assert found[0] == found[1]
@@ -142,16 +146,14 @@ def test_the_record_is_one_line_of_json_per_evaluation(tmp_path: Path) -> None:
     assert [list(row.get("units", [])) for row in rows] == [[], [*ONE.units], [*TWO.units]]
 
 
-def test_drops_are_paired_with_the_model_in_fp32(
-    digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]
-) -> None:
+def test_drops_are_paired_with_the_model_in_fp32(digits_s: nn.Module, digits_ranges: Ranges, held_out: HeldOut) -> None:
     """With steps as wide as the range, nothing is left to classify by."""
     coarse = Ranges(
         digits_ranges.key, {name: RangeRow(*[300 * row.max] * 5) for name, row in digits_ranges.rows.items()}
     )
-    evaluator = Evaluator(digits_s, Int8(), coarse, lambda: held_out, SensitivityCache(None, KEY))
-    broken, labels = evaluator(evaluator.units), np.concatenate([labels for _, labels in held_out])
+    evaluator = Evaluator(digits_s, Int8(), coarse, held_out.batches, held_out.meter, SensitivityCache(None, KEY))
+    broken, labels = evaluator(evaluator.units), load_digits_split("held_out")[1][:64]
     assert broken.drop_points > 50
     assert broken.drop_low < broken.drop_points < broken.drop_high
-    assert broken.drop_points == pytest.approx(100 * (evaluator([]).top1 - broken.top1))
-    assert broken.top1 <= np.bincount(labels).max() / len(labels) + 0.1
+    assert broken.drop_points == pytest.approx(100 * (evaluator([]).score - broken.score))
+    assert broken.score <= np.bincount(labels).max() / len(labels) + 0.1

@@ -12,9 +12,8 @@ from torch import nn
 from fastervit_trt.export.onnx_cpu import OnnxCpuSession
 from fastervit_trt.export.precision import Fp32, Int8, Quantised
 from fastervit_trt.export.quantisation.ranges import Ranges
-from fastervit_trt.export.quantisation.sensitivity import Labelled
 from fastervit_trt.export.quantisation.simulation import simulated
-from tests.export.quantisation.conftest import QuantisedExports
+from tests.export.quantisation.conftest import HeldOut, QuantisedExports
 from tests.export.quantisation.graphs import FORMS
 
 
@@ -23,10 +22,10 @@ def test_the_graph_computes_what_the_simulation_does(
     quantised_exports: QuantisedExports,
     digits_s: nn.Module,
     digits_ranges: Ranges,
-    held_out: list[Labelled],
+    held_out: HeldOut,
     form: str,
 ) -> None:
-    export, images = quantised_exports(FORMS[form]), held_out[0][0]
+    export, images = quantised_exports(FORMS[form]), held_out.images[0][0]
     assert export.verification.batches == (1, 2, 3)
     assert export.verification.share_of_budget <= 1
     with torch.inference_mode(), simulated(digits_s, FORMS[form], digits_ranges):
@@ -46,11 +45,11 @@ def test_around_float32_most_images_agree_to_the_last_digits(
     quantised_exports: QuantisedExports,
     digits_s: nn.Module,
     digits_ranges: Ranges,
-    held_out: list[Labelled],
+    held_out: HeldOut,
     precision: Quantised,
 ) -> None:
     """Where no value falls between two steps, graph and simulation differ by float32's own rounding alone."""
-    images = held_out[0][0][:24]
+    images = held_out.images[0][0][:24]
     session = OnnxCpuSession(quantised_exports(precision).files[0])
     found = np.concatenate([session(images[i : i + 8])[0] for i in range(0, 24, 8)])
     with torch.inference_mode():
@@ -62,9 +61,9 @@ def test_around_float32_most_images_agree_to_the_last_digits(
 
 
 def test_the_simulation_leaves_the_model_as_it_was(
-    digits_s: nn.Module, digits_ranges: Ranges, held_out: list[Labelled]
+    digits_s: nn.Module, digits_ranges: Ranges, held_out: HeldOut
 ) -> None:
-    images = torch.from_numpy(held_out[0][0][:2])
+    images = torch.from_numpy(held_out.images[0][0][:2])
     with torch.inference_mode():
         before = digits_s(images)
         for form in ("int8, all", "fp8"):
