@@ -101,7 +101,12 @@ def build_model(spec: ModelSpec, source: WeightSource) -> tuple[Trunk | TaskMode
         assert source.seed is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed)
-            return construct(config, spec.head, spec.out_indices).eval(), []
+            model = construct(config, spec.head, spec.out_indices).eval()
+            if spec.head is not None:
+                from fastervit_trt.models.tasks.settling import settle_norms
+
+                settle_norms(model)
+            return model, []
     path = _file(source)
     with torch.device("meta"):
         model = construct(config, spec.head, spec.out_indices)

@@ -108,7 +108,7 @@ def export_command(
     ] = False,
     validation_data: Annotated[
         str | None,
-        typer.Option(help="What judges the written graph, as --data of fastervit-bench: digits, scenes, DIR."),
+        typer.Option(help="What judges the written graph, as --data of fastervit-bench."),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None, typer.Option(help="Fail if the written graph loses more points of top-1, mAP or mIoU.")
