@@ -7,6 +7,7 @@ rounding makes of it, plus a floor.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def check_decisions(path: Path, images: np.ndarray, task: Task, precision: Float
 def _masks(raw: Mapping[str, torch.Tensor], outputs: Sequence[torch.Tensor], precision: Float) -> tuple[float, float]:
     """How far the logit of the class that was chosen lies below the largest, and what rounding explains."""
     logits, (masks,) = raw["logits"], outputs
+    if not _are_classes(masks, logits.shape[1]):
+        return math.inf, 0.0
     large = F.interpolate(logits, size=masks.shape[1:], mode="bilinear", align_corners=False)
     chosen = large.gather(1, masks.long()[:, None])[:, 0]
     return float((large.amax(1) - chosen).max()), 8 * precision.rounding * float(logits.abs().max())
@@ -106,6 +109,8 @@ def _boxes(raw: Mapping[str, torch.Tensor], outputs: Sequence[torch.Tensor], pre
     largest there are.
     """
     boxes, scores, labels = outputs
+    if not _are_classes(labels, raw["logits"].shape[2]):
+        return math.inf, 0.0
     probabilities, centred = raw["logits"].sigmoid(), raw["query_boxes"]
     largest = probabilities.flatten(1).topk(scores.shape[1], dim=1).values
     x, y, w, h = centred.unbind(-1)
@@ -116,3 +121,7 @@ def _boxes(raw: Mapping[str, torch.Tensor], outputs: Sequence[torch.Tensor], pre
     worst = max(float(apart.amin(2).max()), float((scores - largest).abs().max()))
     # Decided in float32; but ONNX Runtime's CPU provider may go on with values that it rounds only where they are seen.
     return worst, 8 * 2.0**-24 + 2 * precision.rounding
+
+
+def _are_classes(indices: torch.Tensor, classes: int) -> bool:
+    return bool(((indices >= 0) & (indices < classes)).all())  # NaN is none

@@ -103,7 +103,7 @@ def _head_rewrites(model: nn.Module) -> tuple[Callable[[nn.Module], int], ...]:
     """Those of transformers' heads, where there are any: only then is transformers needed."""
     if all(isinstance(module, Trunk) or not hasattr(module, "network") for module in model.modules()):
         return ()
-    from fastervit_trt.export.heads import HEAD_REWRITES
+    from fastervit_trt.export.heads.rewrites import HEAD_REWRITES
 
     return HEAD_REWRITES
 

@@ -105,7 +105,9 @@ def expect(
     own: tuple[float, ...] = (0.0,) * len(expected[0])
     with nullcontext() if exact else RoundedArithmetic(typed.precision.dtype):
         if not exact:
-            own = _largest_errors((_run(typed, x, 1, at) for x, at in zip(images, picked, strict=True)), expected)
+            own = _largest_errors(
+                (_run(typed, x, _OWN_IMAGES, at) for x, at in zip(images, picked, strict=True)), expected
+            )
         decisions = decide_golden(reference, typed, images)
     return Expectation(typed.precision, kinds, images, expected, own, picked, decisions)
 

@@ -13,7 +13,8 @@ from fastervit_trt.artifacts import Manifest
 from fastervit_trt.deploy.bundle.manifest import EXPORT_FOLDER
 from fastervit_trt.deploy.targets.target import Target
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.graph import GRAPH_FILE, OUTPUT
+from fastervit_trt.export.graph import GRAPH_FILE
+from fastervit_trt.models.tasks.heads import OUTPUTS, get_task
 
 __all__ = ["write_checksums", "write_licences", "write_preprocessing", "write_readme"]
 
@@ -88,14 +89,14 @@ def write_readme(folder: Path, name: str, manifest: Manifest, target: Target, bu
         f"- {EXPORT_FOLDER}/{golden.get('images')} holds images, golden-*.npy beside it what PyTorch makes of them;",
         "  the largest error allowed is in the manifest there.",
     ]
-    if target.runtime == "tensorrt" and list(golden.get("outputs", {})) == [OUTPUT]:
-        (output,) = golden["outputs"].values()
-        expected = f"--golden {EXPORT_FOLDER}/{output['file']}"
+    outputs = golden.get("outputs", {})
+    if target.runtime == "tensorrt" and tuple(outputs) == OUTPUTS[get_task(manifest.task)]:
+        budget = outputs[next(iter(outputs))]["budget"]  # of several outputs the first has the budget for all
         lines += [
             "- An engine that was built is run, and held to the same, without Python:",
             "",
-            f"    fastervit-runner ENGINE {EXPORT_FOLDER}/{golden['images']} {expected} \\",
-            f"        --tolerance {output['budget']:.6g}",
+            f"    fastervit-runner ENGINE {EXPORT_FOLDER}/{golden['images']} --golden {EXPORT_FOLDER} \\",
+            f"        --tolerance {budget:.6g}",
             "",
         ]
     if build is not None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from fastervit_trt.deploy.serving.limits import MOST_CLASSES, MOST_JSON_BYTES, MOST_TENSORS
 from fastervit_trt.deploy.serving.refusal import RefusedError
 from fastervit_trt.deploy.serving.tensors import GivenTensor
+from fastervit_trt.models.tasks.heads import LOGITS
 
 __all__ = ["AskedOutput", "InferRequest", "parse_request"]
 
@@ -134,6 +135,10 @@ def _output(item: dict[str, Any], available: Collection[str], binary: bool) -> A
     classes = parameters.get("classification", 0)
     if not (_is_int(classes) and 0 <= classes <= MOST_CLASSES):
         _refuse(f"parameter 'classification' of output '{name}' is {_shown(classes)}; it takes a number of classes")
+    if classes and name != LOGITS:
+        _refuse(
+            f"output '{name}' holds no {LOGITS} that 'classification' could rank; ask for it without that parameter"
+        )
     return AskedOutput(name, _flag(parameters, "binary_data", f"output '{name}'", default=binary), classes)
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | ``models/NAME`` | tensors in and out: TensorRT engine, or graph for ONNX Runtime |
 | ``models/NAME_preprocess`` | encoded pictures in, tensors out: the Python step, with the project's own preprocessing |
-| ``models/NAME_pictures`` | both in turn, as an ensemble: encoded pictures in, logits out |
+| ``models/NAME_pictures`` | both in turn, as an ensemble: encoded pictures in, the model's outputs out |
 | ``plugins`` | the plugin library; a folder in ``models`` would be taken for a model |
 | ``Dockerfile``, ``compose.yaml``, ``client.py``, ``golden``, ``README.txt`` | how to run, ask and check it |
 | ``triton.json`` | what was written |
@@ -157,11 +157,11 @@ def _write_models(bundle: Bundle, served: Served, service: Service, models: Path
 
 
 def _has_labels(bundle: Bundle, served: Served) -> bool:
-    """Whether classes have names, one for each."""
-    if not bundle.labels:
-        return False
+    """Whether there are logits to rank, whose classes have names, one for each."""
     classes = {output.shape[0] for output in served.outputs if output.name == LOGITS}
-    if classes and classes != {len(bundle.labels)}:
+    if not bundle.labels or not classes:
+        return False
+    if classes != {len(bundle.labels)}:
         raise FasterViTError(
             f"'{bundle.folder / str(bundle.manifest.labels)}' has {len(bundle.labels)} names, the model "
             f"{', '.join(map(str, sorted(classes)))} classes; pack the bundle again with a name for each"

@@ -198,7 +198,7 @@ class Surroundings:
             f"  {' '.join(self.command(f'$PWD/{REPOSITORY}', f'$PWD/{PLUGINS}'))}",
             "",
             "Ask it:",
-            f"  {python} {name} PICTURE.jpg    top 5; the file is sent as it is, to {name}_pictures",
+            f"  {python} {name} PICTURE.jpg    {self._shown}; the file is sent as it is, to {name}_pictures",
             *(
                 [f"  {python} {name} --golden {GOLDEN}    is it right? PyTorch's outputs are the measure"]
                 if self._checkable
@@ -222,10 +222,15 @@ class Surroundings:
         return "\n".join(lines) + "\n"
 
     @property
+    def _shown(self) -> str:
+        """What ``client.py`` prints of a picture."""
+        shown = {"segmentation": "the classes of most pixels", "detection": "the 5 surest boxes"}
+        return shown.get(self.bundle.export.task, "top 5")
+
+    @property
     def _checkable(self) -> bool:
-        """Whether ``client.py``, which compares value by value, can hold the server to the golden set."""
-        export = self.bundle.export
-        return export.golden is not None and export.task == "classification"
+        """Whether ``client.py`` has something to hold the server to."""
+        return self.bundle.export.golden is not None
 
     @property
     def _either(self) -> bool:

@@ -81,6 +81,35 @@ def test_other_outputs_are_refused() -> None:
         GOLDEN.compare(["logits", "stage0"], [GOLDEN.outputs["logits"][:1], GOLDEN.outputs["stage0"]])
 
 
+def test_of_masks_the_worst_image_is_told_with_its_share_of_pixels() -> None:
+    golden = Golden(("noise", "smooth"), GOLDEN.images, {"masks": np.zeros((2, 4, 5), np.float32)}, {"masks": 0.1})
+    found = np.zeros((2, 4, 5), np.float32)
+    found[0, 0, 0], found[1, :3, 0] = 1, 2
+    worst = golden.compare(["masks"], [found])
+    assert (worst.worst_input, worst.worst_output, worst.top1_agreement) == ("smooth", "masks", None)
+    assert worst.abs_error == pytest.approx(3 / 20)
+    assert worst.share_of_budget == pytest.approx(1.5)
+    found[1, 2, 0] = 0
+    assert golden.compare(["masks"], [found]).passed
+
+
+def test_detections_are_found_by_name_whatever_their_order() -> None:
+    outputs = {
+        "boxes": np.array([[[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.8]]], np.float32),
+        "scores": np.array([[0.9, 0.8]], np.float32),
+        "labels": np.array([[1, 0]], np.float32),
+    }
+    golden = Golden(("noise",), GOLDEN.images[:1], outputs, {"boxes": 0.05})
+    names = ["labels", "boxes", "scores"]
+    assert golden.compare(names, [outputs[name] for name in names]).share_of_budget == 0
+    moved = {**outputs, "boxes": outputs["boxes"] + np.float32(0.1)}
+    worst = golden.compare(names, [moved[name] for name in names])
+    assert (worst.worst_output, worst.passed) == ("boxes", False)
+    assert worst.abs_error == pytest.approx(0.1)  # a tenth of the image, of the surest there is
+    moved["boxes"] = outputs["boxes"] + 5
+    assert golden.compare(names, [moved[name] for name in names]).abs_error == pytest.approx(1)  # more there is not
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     files, record = GOLDEN.write(tmp_path)
     assert sorted(path.name for path in files) == sorted(path.name for path in tmp_path.iterdir())

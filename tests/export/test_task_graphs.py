@@ -55,6 +55,14 @@ def test_backbones_keep_their_fused_operators(graph: tuple[str, Path, ExportedGr
     assert any(block.startswith("backbone.stages.2.blocks.0") for block in blocks)
 
 
+def test_heads_hold_nothing_that_tensorrt_lacks_or_reads_wrongly(graph: tuple[str, Path, ExportedGraph]) -> None:
+    """As their README says: sizes that depend on the image, and GridSample, which its parsers take for another."""
+    found = {node.op_type for node in ir.load(graph[1] / "model.onnx").graph}
+    data_dependent = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "If", "Loop", "Scan"}
+    assert not found & (data_dependent | {"GridSample", "ScatterND", "ScatterElements", "GatherND", "Where", "Log"})
+    assert found >= ({"Resize", "ArgMax"} if graph[0] == "segmentation" else {"TopK", "GatherElements", "Gather"})
+
+
 def test_the_golden_set_holds_what_was_decided(graph: tuple[str, Path, ExportedGraph]) -> None:
     task, folder, found = graph
     golden = Golden.read(folder, found.golden)
@@ -157,15 +165,32 @@ def test_detections_differ_by_the_worst_that_counts_on_either_side() -> None:
     order = [1, 0, 2]
     swapped = {name: array[:, order] for name, array in one.items()}
     assert apart(**swapped) == 0  # the order of two boxes is no difference
-    assert apart(scores=np.array([[0.9, 0.75, 0.1]])) == pytest.approx(0.8 * 0.05)
-    assert apart(scores=np.array([[0.9, 0.8, 0.11]])) == pytest.approx(0.11 * 0.01)
-    assert apart(labels=np.array([[2.0, 0.0, 0.0]])) == pytest.approx(0.8)
-    assert apart(labels=np.array([[2.0, 1.0, 1.0]])) < 0.11  # it is hardly there
+    second = (0.8 / 0.9) ** 4  # scores count relative to the surest
+    assert apart(scores=np.array([[0.9, 0.75, 0.1]])) == pytest.approx(second * 0.05 / 0.9)
+    assert apart(scores=np.array([[0.9, 0.8, 0.11]])) == pytest.approx((0.11 / 0.9) ** 4 * 0.01 / 0.9)
+    assert apart(labels=np.array([[2.0, 0.0, 0.0]])) == pytest.approx(second)
+    assert apart(labels=np.array([[2.0, 1.0, 1.0]])) == pytest.approx(1 / 9**4)  # it is hardly there
     moved = boxes.copy()
     moved[0, 1, 2] += 0.07
-    assert apart(boxes=moved) == pytest.approx(0.8 * 0.07)
-    assert apart(scores=np.array([[0.9, 0.8, 0.85]])) == pytest.approx(0.85 * 0.75)  # one box too many
+    assert apart(boxes=moved) == pytest.approx(second * 0.07)
+    assert apart(scores=np.array([[0.9, 0.8, 0.85]])) == pytest.approx((0.85 / 0.9) ** 4 * 0.75 / 0.9)  # a box too many
     assert apart(scores=np.array([[0.9, np.nan, 0.1]])) == 1
+
+
+@pytest.mark.parametrize("surest", [0.9, 0.03])
+def test_a_detector_that_is_sure_of_nothing_is_held_to_its_boxes_and_scores_all_the_same(surest: float) -> None:
+    rng = np.random.default_rng(0)
+    scores = -np.sort(-rng.random((1, 20)), axis=1) * surest
+    one = {"boxes": rng.random((1, 20, 4)), "scores": scores, "labels": rng.integers(0, 5, (1, 20)).astype(float)}
+
+    def apart(**changed: np.ndarray) -> float:
+        return float(decision_differences(one, tuple({**one, **changed}.values()))["boxes"][0])
+
+    assert apart(boxes=one["boxes"] + 0.03) > 0.02
+    assert apart(scores=scores / 2) > 0.3
+    assert apart(labels=4 - one["labels"]) > 0.3
+    noise = 1 + 0.001 * rng.standard_normal(scores.shape)
+    assert apart(scores=scores * noise) < 0.005
 
 
 def _typed(task: str, precision: str) -> TypedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,9 @@ from fastervit_trt.errors import FasterViTError
 from fastervit_trt.plugins.kernels import Kernels
 from fastervit_trt.plugins.library import find_library
 from tests.plugins.emulator import build
+from tests.plugins.plugin_driver import unavailable
+from tests.plugins.standin.build import StandIn, runner_with_stand_ins
+from tests.plugins.standin.running import Runner
 
 ORDERS = {"ascending": 0, "descending": -1, "shuffled": 7}  # of threads, as the emulator numbers them
 
@@ -88,3 +92,17 @@ def kernel_library(request: pytest.FixtureRequest) -> KernelLibrary:
         return KernelLibrary(Kernels(find_library("kernels")), torch.device("cuda"))
     except FasterViTError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> StandIn:
+    """fastervit-runner, and TensorRT and CUDA that need no GPU."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    return runner_with_stand_ins()
+
+
+@pytest.fixture
+def run(stand_in: StandIn, tmp_path: Path) -> Runner:
+    """fastervit-runner in the test's own folder."""
+    return Runner(stand_in, tmp_path)

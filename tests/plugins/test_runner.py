@@ -9,68 +9,18 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.plugins.plugin_driver import unavailable
-from tests.plugins.standin.build import StandIn, runner_with_stand_ins
+from tests.plugins.standin.build import StandIn
+from tests.plugins.standin.running import IMAGE, SANITIZERS, Ran, Runner, pictures
 
 CLASSES = 6
-IMAGE = (3, 4, 4)
 FLOAT, HALF, LINEAR, CHW4 = 0, 1, 0, 3  # TensorRT's DataType and TensorFormat
-# A sanitizer that finds something, a leak too, ends with another exit code than the program has.
-SANITIZERS = {"ASAN_OPTIONS": "exitcode=99:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-    calls: list[str]  # of TensorRT, those that matter
-
-    @property
-    def error(self) -> str:
-        """The one line that is all it said."""
-        assert self.out == ""
-        assert re.fullmatch(r"error: .*\n", self.err), self.err
-        return self.err.removeprefix("error: ").rstrip("\n")
-
-
-@pytest.fixture(scope="session")
-def stand_in() -> StandIn:
-    if reason := unavailable():
-        pytest.skip(reason)
-    return runner_with_stand_ins()
-
-
-@pytest.fixture
-def run(stand_in: StandIn, tmp_path: Path) -> Callable[..., Ran]:
-    """``run(engine, images, *options, VARIABLE="…")``; both files lie in the folder it runs in."""
-
-    def run(engine: str | None, images: np.ndarray | bytes | None, *options: object, **variables: str) -> Ran:
-        if engine is not None:
-            (tmp_path / "engine").write_text(engine)
-        if isinstance(images, np.ndarray):
-            np.save(tmp_path / "images.npy", images)
-        elif images is not None:
-            (tmp_path / "images.npy").write_bytes(images)
-        log = tmp_path / "calls"
-        log.unlink(missing_ok=True)
-        found = {"LD_LIBRARY_PATH": str(stand_in.folder), "FASTERVIT_STANDIN_LOG": str(log)}
-        environment = {**os.environ, **SANITIZERS, **found, **variables}
-        command = [stand_in.runner, "engine", "images.npy", *map(str, options)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
-        out, err = done.stdout.decode(), done.stderr.decode()  # with the line ends that there are
-        assert done.returncode in (0, 1, 2), err
-        return Ran(done.returncode, out, err, log.read_text().splitlines() if log.exists() else [])
-
-    return run
 
 
 def engine(*profiles: tuple[int, int], shape: Sequence[int] = (-1, *IMAGE), tensors: str = "", **lines: Any) -> str:
@@ -84,13 +34,6 @@ def engine(*profiles: tuple[int, int], shape: Sequence[int] = (-1, *IMAGE), tens
             sizes = [batch if shape[0] < 0 else shape[0], *(side if size < 0 else size for size in shape[1:])]
             text += f"{name}{number}={','.join(map(str, sizes))}\n"
     return text + "".join(f"{name}={value}\n" for name, value in lines.items())
-
-
-def pictures(count: int, shape: tuple[int, ...] = IMAGE) -> np.ndarray:
-    """Whole sixteenths, so that the stand-in's sums are exact; the first pixel of each is its number."""
-    images = np.random.default_rng(count).integers(-8, 8, (count, *shape)).astype(np.float32) / 16
-    images[:, 0, 0, 0] = np.arange(count)
-    return images
 
 
 def logits_of(images: np.ndarray) -> np.ndarray:
@@ -122,7 +65,7 @@ def runs(ran: Ran) -> list[int]:
     [((1, 4), 10, [4, 4, 2]), ((1, 4), 3, [3]), ((2, 4), 5, [4, 2]), ((4, 4), 6, [4, 4]), ((3, 8), 1, [3])],
 )
 def test_images_are_run_in_batches_of_the_profile(
-    run: Callable[..., Ran], tmp_path: Path, profile: tuple[int, int], count: int, batches: list[int]
+    run: Runner, tmp_path: Path, profile: tuple[int, int], count: int, batches: list[int]
 ) -> None:
     images = pictures(count)
     ran = run(engine(profile), images, "--output", "logits.npy")
@@ -134,7 +77,7 @@ def test_images_are_run_in_batches_of_the_profile(
     assert ran.calls[-2:] == ["engine gone", "runtime gone"]
 
 
-def test_an_engine_of_one_batch_is_filled_up(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_an_engine_of_one_batch_is_filled_up(run: Runner, tmp_path: Path) -> None:
     images = pictures(5)
     ran = run(engine(shape=(4, *IMAGE)), images, "--output=logits.npy", "--top=1")
     assert runs(ran) == [4, 4]
@@ -142,7 +85,7 @@ def test_an_engine_of_one_batch_is_filled_up(run: Callable[..., Ran], tmp_path: 
     assert ran.out == ranked(logits_of(images), 1)
 
 
-def test_another_profile(run: Callable[..., Ran]) -> None:
+def test_another_profile(run: Runner) -> None:
     ran = run(engine((1, 1), (2, 8)), pictures(9), "--profile", 1)
     assert "profile 1" in ran.calls
     assert runs(ran) == [8, 2]
@@ -150,14 +93,14 @@ def test_another_profile(run: Callable[..., Ran]) -> None:
     assert (ran.code, ran.error) == (2, "--profile 2: engine has 2, counted from 0")
 
 
-def test_images_of_another_size_where_the_engine_takes_them(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_images_of_another_size_where_the_engine_takes_them(run: Runner, tmp_path: Path) -> None:
     images = pictures(2, (3, 2, 8))
     ran = run(engine(shape=(-1, 3, -1, -1)), images, "--output", "logits.npy")
     assert "run 2,3,2,8" in ran.calls
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits_of(images))
 
 
-def test_labels(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_labels(run: Runner, tmp_path: Path) -> None:
     labels = ["zero", "one, two", "", "drei", "vier", "5"]
     (tmp_path / "labels.txt").write_bytes("\r\n".join(labels).encode())
     images = pictures(2)
@@ -168,18 +111,18 @@ def test_labels(run: Callable[..., Ran], tmp_path: Path) -> None:
     assert (ran.code, ran.error) == (2, "labels.txt has 2 labels, engine has 6 classes")
 
 
-def test_equal_logits_are_in_the_order_of_classes(run: Callable[..., Ran]) -> None:
+def test_equal_logits_are_in_the_order_of_classes(run: Runner) -> None:
     ran = run(engine(tied=1), pictures(1), "--top", CLASSES)
     assert ran.out == "image 0\n" + "".join(f"   {i + 1}  0.166667  {i}\n" for i in range(CLASSES))
 
 
-def test_large_logits_do_not_overflow(run: Callable[..., Ran]) -> None:
+def test_large_logits_do_not_overflow(run: Runner) -> None:
     images = pictures(1) * 4096
     assert np.ptp(logits_of(images)) > 710  # more than exp can take
     assert run(engine(), images).out == ranked(logits_of(images), 5)
 
 
-def test_raw_images(run: Callable[..., Ran]) -> None:
+def test_raw_images(run: Runner) -> None:
     images = pictures(3)
     ran = run(engine(), images.tobytes(), "--shape", "3,3,4,4")
     assert ran.out == ranked(logits_of(images), 5)
@@ -189,7 +132,7 @@ def test_raw_images(run: Callable[..., Ran]) -> None:
     assert ran.error == "images.npy has 575 bytes of data, its shape 3x3x4x4 asks for 576"
 
 
-def test_latency(run: Callable[..., Ran]) -> None:
+def test_latency(run: Runner) -> None:
     """Of the first batch, by CUDA's events; the stand-in's clock is in no order."""
     ran = run(engine(), pictures(6), "--repeat", 25)
     times = [7.0 * n % 100 for n in range(1, 26)]
@@ -200,7 +143,7 @@ def test_latency(run: Callable[..., Ran]) -> None:
     assert runs(ran) == [4] * (1 + 10 + 25) + [2]
 
 
-def test_nothing_is_lost_where_the_output_is_full(run: Callable[..., Ran], stand_in: StandIn, tmp_path: Path) -> None:
+def test_nothing_is_lost_where_the_output_is_full(run: Runner, stand_in: StandIn, tmp_path: Path) -> None:
     run(engine(), pictures(1))
     command = [stand_in.runner, "engine", "images.npy", "--library", stand_in.tensorrt]
     with Path("/dev/full").open("w") as full:
@@ -208,7 +151,7 @@ def test_nothing_is_lost_where_the_output_is_full(run: Callable[..., Ran], stand
     assert (done.returncode, done.stderr) == (2, "error: cannot write to the standard output\n")
 
 
-def test_help(run: Callable[..., Ran]) -> None:
+def test_help(run: Runner) -> None:
     ran = run(None, None, "--top", "--help")
     assert (ran.code, ran.err) == (0, "")
     known = re.findall(r"^  (--[\w-]+)", ran.out, re.MULTILINE)
@@ -220,7 +163,7 @@ def test_help(run: Callable[..., Ran]) -> None:
 # Judged by golden logits.
 
 
-def test_golden_logits(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_golden_logits(run: Runner, tmp_path: Path) -> None:
     images = pictures(6)
     golden = logits_of(images)
     golden[4, 2] -= 0.25
@@ -238,14 +181,14 @@ def test_golden_logits(run: Callable[..., Ran], tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits_of(images))  # to look at
 
 
-def test_equal_logits_pass_without_tolerance(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_equal_logits_pass_without_tolerance(run: Runner, tmp_path: Path) -> None:
     np.save(tmp_path / "golden.npy", logits_of(pictures(2)))
     ran = run(engine(), pictures(2), "--golden", "golden.npy", "--tolerance", 0)
     assert ran.code == 0
-    assert "the worst difference is 0 of 0 allowed" in ran.out
+    assert "the worst difference is 0 of 0 allowed, image 0, class 0: " in ran.out
 
 
-def test_logits_that_are_not_finite_never_pass(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_never_pass(run: Runner, tmp_path: Path) -> None:
     np.save(tmp_path / "golden.npy", logits_of(pictures(6)))
     ran = run(engine(nan=1), pictures(6), "--golden", "golden.npy", "--tolerance", "1e30")
     assert ran.code == 1
@@ -256,7 +199,7 @@ def test_logits_that_are_not_finite_never_pass(run: Callable[..., Ran], tmp_path
     assert not list(tmp_path.glob("logits*"))
 
 
-def test_golden_logits_that_cannot_judge(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_golden_logits_that_cannot_judge(run: Runner, tmp_path: Path) -> None:
     golden = logits_of(pictures(2))
     np.save(tmp_path / "golden.npy", golden[:1])
     ran = run(engine(), pictures(2), "--golden", "golden.npy", "--tolerance", 1)
@@ -265,12 +208,14 @@ def test_golden_logits_that_cannot_judge(run: Callable[..., Ran], tmp_path: Path
     np.save(tmp_path / "golden.npy", golden)
     ran = run(engine(), pictures(2), "--golden", "golden.npy", "--tolerance", 1)
     assert (ran.code, ran.error) == (2, "the golden logits of image 1 are not finite: they can judge nothing")
+    ran = run(engine(), pictures(2), "--golden", "none.npy", "--tolerance", 1)
+    assert (ran.error, ran.calls) == ("there is no file none.npy", [])  # before anything is loaded
 
 
 # Which engine, which plugins, which TensorRT.
 
 
-def test_another_engine_than_the_one_named_is_never_seen_by_tensorrt(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_another_engine_than_the_one_named_is_never_seen_by_tensorrt(run: Runner, tmp_path: Path) -> None:
     digest = hashlib.sha256(engine().encode()).hexdigest()
     assert run(engine(), pictures(1), "--sha256", digest.upper()).code == 0
     ran = run(engine() + " ", pictures(1), "--sha256", digest)
@@ -280,14 +225,12 @@ def test_another_engine_than_the_one_named_is_never_seen_by_tensorrt(run: Callab
 
 
 @pytest.mark.parametrize("size", [1, 55, 56, 57, 63, 64, 65, 119, 120, 128, 100_003])
-def test_its_sha256_is_that_of_everybody(run: Callable[..., Ran], size: int) -> None:
+def test_its_sha256_is_that_of_everybody(run: Runner, size: int) -> None:
     content = "".join(random.Random(size).choices("abcdefgh\n", k=size))
     assert hashlib.sha256(content.encode()).hexdigest() in run(content, pictures(1), "--sha256", "0" * 64).error
 
 
-def test_plugins_are_loaded_before_the_engine_that_needs_them(
-    run: Callable[..., Ran], stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_plugins_are_loaded_before_the_engine_that_needs_them(run: Runner, stand_in: StandIn, tmp_path: Path) -> None:
     ran = run(engine(plugins=1), pictures(1))
     assert ran.error == "TensorRT cannot load engine: no creator of WindowAttention"
     ran = run(engine(plugins=1), pictures(1), "--plugins", stand_in.plugins)
@@ -299,12 +242,12 @@ def test_plugins_are_loaded_before_the_engine_that_needs_them(
     assert (ran.code, ran.error) == (2, "the plugins of nowhere.so cannot be loaded: no plugin library")
 
 
-def test_host_code_has_to_be_allowed(run: Callable[..., Ran]) -> None:
+def test_host_code_has_to_be_allowed(run: Runner) -> None:
     assert "host code is not allowed" in run(engine(host_code=1), pictures(1)).error
     assert run(engine(host_code=1), pictures(1), "--host-code").code == 0
 
 
-def test_the_library_can_be_named(run: Callable[..., Ran], stand_in: StandIn, tmp_path: Path) -> None:
+def test_the_library_can_be_named(run: Runner, stand_in: StandIn, tmp_path: Path) -> None:
     ran = run(engine(), pictures(1), "--library", stand_in.tensorrt, LD_LIBRARY_PATH="")
     assert ran.code == 0
     ran = run(engine(), pictures(1), "--library", tmp_path / "none.so", LD_LIBRARY_PATH="")
@@ -316,7 +259,7 @@ def test_the_library_can_be_named(run: Callable[..., Ran], stand_in: StandIn, tm
 
 
 @pytest.mark.parametrize(("version", "spelled"), [(90300, "9.3"), (120100, "12.1"), (10701, "1.7")])
-def test_another_tensorrt_is_refused(run: Callable[..., Ran], stand_in: StandIn, version: int, spelled: str) -> None:
+def test_another_tensorrt_is_refused(run: Runner, stand_in: StandIn, version: int, spelled: str) -> None:
     """Virtual functions change places between releases, and TensorRT-RTX has its own."""
     ran = run(engine(), pictures(1), FASTERVIT_STANDIN_VERSION=str(version))
     assert (ran.code, ran.calls) == (2, [])
@@ -329,7 +272,7 @@ def test_another_tensorrt_is_refused(run: Callable[..., Ran], stand_in: StandIn,
 @pytest.mark.parametrize(
     ("package", "file"), [("tensorrt_rtx", "libtensorrt_rtx"), ("tensorrt_lean", "libnvinfer_lean")]
 )
-def test_libraries_of_nvidia_are_asked(run: Callable[..., Ran], stand_in: StandIn, package: str, file: str) -> None:
+def test_libraries_of_nvidia_are_asked(run: Runner, stand_in: StandIn, package: str, file: str) -> None:
     """The real ones: refused for what they are, or they refuse to start without a driver."""
     found = importlib.util.find_spec(f"{package}_libs")
     folders = [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
@@ -341,7 +284,7 @@ def test_libraries_of_nvidia_are_asked(run: Callable[..., Ran], stand_in: StandI
     assert re.search(r"is TensorRT \d+\.\d+, this program was compiled for|TensorRT does not start: ", ran.error)
 
 
-def test_what_tensorrt_says_is_shown_to_who_asks(run: Callable[..., Ran]) -> None:
+def test_what_tensorrt_says_is_shown_to_who_asks(run: Runner) -> None:
     ran = run(engine(), pictures(1), "--verbose")
     assert (ran.code, ran.err) == (0, "tensorrt: loading\n")
 
@@ -375,9 +318,12 @@ def test_what_tensorrt_says_is_shown_to_who_asks(run: Callable[..., Ran]) -> Non
         (["third"], "which engine, and which images? fastervit-runner ENGINE IMAGES [...]; --help says more"),
     ],
 )
-def test_arguments(run: Callable[..., Ran], arguments: list[str], line: str) -> None:
+def test_arguments(run: Runner, arguments: list[str], line: str) -> None:
     ran = run(engine(), pictures(1), *arguments)
     assert (ran.code, ran.error) == (2, line)
+
+
+RUNS = "this runs engines that yield logits, masks H x W, or boxes Q x 4 with scores and labels, Q of each"
 
 
 def tensors(images: str = "", logits: str = "", more: str = "") -> dict[str, str]:
@@ -391,13 +337,14 @@ def tensors(images: str = "", logits: str = "", more: str = "") -> dict[str, str
         (tensors(f"{HALF}:{LINEAR}:-1,3,4,4"), "engine wants images in another type or layout than linear float32"),
         (tensors(logits=f"{HALF}:{LINEAR}:-1,6"), "engine wants logits in another type or layout than"),
         (tensors(f"{FLOAT}:{CHW4}:-1,3,4,4"), "engine wants images in another type or layout than linear float32"),
-        (tensors(more="mask:in:0:0:1"), "engine has several inputs (images, mask); this runs classifiers, "),
-        (tensors(more="features:out:0:0:1"), "engine has several outputs (logits, features); this runs classifiers, "),
+        (tensors(more="mask:in:0:0:1"), "engine has several inputs (images, mask); this runs engines that take "),
+        (tensors(more="features:out:0:0:-1,6"), f"engine yields logits 6, features 6 for an image; {RUNS}"),
         ({"tensors": "logits:out:0:0:-1,6"}, "engine has no input"),
         ({"tensors": "images:in:0:0:-1,3,4,4"}, "engine has no output"),
         (tensors(f"{FLOAT}:{LINEAR}:-1,48"), "engine takes no images: its input images has 2 dimensions"),
-        (tensors(logits=f"{FLOAT}:{LINEAR}:-1,6,2,2"), "engine yields no logits: its output logits is 4x6x2x2 for 4 "),
-        (tensors(logits=f"{FLOAT}:{LINEAR}:-1,-1"), "engine yields no logits: its output logits is 4x-1 for 4 images"),
+        (tensors(logits=f"{FLOAT}:{LINEAR}:-1,6,2"), f"engine yields logits 6x2 for an image; {RUNS}"),
+        (tensors(logits=f"{FLOAT}:{LINEAR}:-1,-1"), "engine yields logits 4x-1 for 4 images, not one part for each"),
+        (tensors(logits=f"{FLOAT}:{LINEAR}:6"), "engine yields logits 6 for 4 images, not one part for each"),
         ({"least0": "0,3,4,4"}, "engine gives no batch sizes for profile 0"),
         ({"most0": ""}, "engine gives no batch sizes for profile 0"),
         ({"most0": f"{2**60},3,4,4"}, f"engine has the shape {2**60}x3x4x4, which is more than any memory"),
@@ -408,14 +355,14 @@ def tensors(images: str = "", logits: str = "", more: str = "") -> dict[str, str
         ({"least0": "1,3,5,5", "most0": "4,3,5,5"}, "engine cannot be run: shape outside of the profile second line"),
     ],
 )  # fmt: skip
-def test_engines(run: Callable[..., Ran], tmp_path: Path, lines: dict[str, str], line: str) -> None:
+def test_engines(run: Runner, tmp_path: Path, lines: dict[str, str], line: str) -> None:
     ran = run(engine(**lines), pictures(6), "--output", "logits.npy")
     assert ran.code == 2
     assert ran.error.startswith(line)
     assert not list(tmp_path.glob("logits*"))
 
 
-def test_a_file_that_is_no_engine(run: Callable[..., Ran]) -> None:
+def test_a_file_that_is_no_engine(run: Runner) -> None:
     assert run("ONNX", pictures(1)).error == "TensorRT cannot load engine: magic tag does not match"
     assert run("", pictures(1)).error == "cannot read engine: it is empty"
 
@@ -430,11 +377,11 @@ def test_a_file_that_is_no_engine(run: Callable[..., Ran]) -> None:
         ((0, 3, 4, 4), "images.npy is empty: its shape is 0x3x4x4"),
     ],
 )
-def test_images_of_another_shape(run: Callable[..., Ran], shape: tuple[int, ...], line: str) -> None:
+def test_images_of_another_shape(run: Runner, shape: tuple[int, ...], line: str) -> None:
     assert run(engine(), np.zeros(shape, np.float32)).error == line
 
 
-def test_images_beyond_a_dynamic_size(run: Callable[..., Ran]) -> None:
+def test_images_beyond_a_dynamic_size(run: Runner) -> None:
     ran = run(engine(shape=(-1, 3, -1, -1)), np.zeros((1, 3, 4, 9), np.float32))
     assert ran.error == "engine takes images of 2 to 8 along W, these have 9"
 
@@ -454,7 +401,7 @@ def test_images_beyond_a_dynamic_size(run: Callable[..., Ran]) -> None:
         ("CUDA", "cudaEventRecord", "recording an event failed: out of memory"),
     ],
 )  # fmt: skip
-def test_gpus(run: Callable[..., Ran], variable: str, value: str, line: str) -> None:
+def test_gpus(run: Runner, variable: str, value: str, line: str) -> None:
     ran = run(engine(), pictures(1), "--repeat", 1, **{f"FASTERVIT_STANDIN_{variable}": value})
     assert ran.code == 2
     assert ran.error.startswith(line)
@@ -473,7 +420,7 @@ HUGE = npy(pictures(1)).replace(b"(1, 3, 4, 4), }" + b" " * 15, b"(3037000500, 3
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
-def test_versions_of_npy(run: Callable[..., Ran], version: tuple[int, int]) -> None:
+def test_versions_of_npy(run: Runner, version: tuple[int, int]) -> None:
     images = pictures(3)
     assert run(engine(), npy(images, version)).out == ranked(logits_of(images), 5)
 
@@ -497,13 +444,13 @@ def test_versions_of_npy(run: Callable[..., Ran], version: tuple[int, int]) -> N
         (npy(pictures(1)).replace(b"False", b"Maybe"), "is damaged: its header is none that numpy.save writes"),
     ],
 )  # fmt: skip
-def test_other_files(run: Callable[..., Ran], content: bytes, line: str) -> None:
+def test_other_files(run: Runner, content: bytes, line: str) -> None:
     ran = run(engine(), content)
     assert (ran.code, ran.calls) == (2, [])
     assert ran.error.startswith(f"images.npy {line}")
 
 
-def test_no_file_of_images(run: Callable[..., Ran]) -> None:
+def test_no_file_of_images(run: Runner) -> None:
     assert run(engine(), None).error == "there is no file images.npy"
 
 

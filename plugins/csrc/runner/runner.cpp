@@ -1,8 +1,11 @@
-// Runs a classifier's TensorRT engine on images from a file, without Python: plugin library, engine, images, top-5.
+// Runs a model's TensorRT engine on images from a file, without Python: plugin library, engine, images, what it finds.
 //
 // Nothing is printed before all of it is known; an error is one line, and exit code 2.
+#include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <new>
 #include <optional>
@@ -10,9 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "classifier.h"
 #include "device.h"
 #include "errors.h"
+#include "golden.h"
+#include "network.h"
 #include "options.h"
 #include "results.h"
 #include "sha256.h"
@@ -22,7 +26,7 @@ namespace fastervit::runner {
 namespace {
 
 constexpr char kUsage[] =
-    R"(fastervit-runner ENGINE IMAGES [options]: classify images with a TensorRT engine
+    R"(fastervit-runner ENGINE IMAGES [options]: what a TensorRT engine finds in images
 
   ENGINE            an engine for this GPU and this TensorRT. It is executable code: give --sha256
   IMAGES            float32 (N, C, H, W), preprocessed: .npy as numpy.save writes it, or raw with --shape
@@ -30,12 +34,14 @@ constexpr char kUsage[] =
   --plugins FILE    libfastervit_plugins.so, where the engine was built with it
   --sha256 HEX      refuse any other engine, before TensorRT sees it
   --labels FILE     one class name a line
-  --top K           classes per image (5)
+  --top K           classes, or detections, per image (5)
   --shape N,C,H,W   of raw images
   --profile K       optimisation profile, which says the batch sizes (0)
-  --output FILE     write the logits as .npy, (N, classes)
-  --golden FILE     compare with these logits, a .npy file; exit code 1 where they differ by more than
-  --tolerance X     this, absolute
+  --output FILE     write what it yields as .npy; of several outputs NAME.npy each, into this folder
+  --golden PATH     compare with outputs in a .npy file, or in golden-NAME.npy of this folder; exit code 1 where they
+                    differ by more than
+  --tolerance X     this: of logits the largest difference, of masks the share of pixels with another class, of
+                    detections how far the worst is from its best counterpart, times its score
   --repeat N        time the first batch N times on the GPU
   --library FILE    libnvinfer.so, or libnvinfer_lean.so for version-compatible engines
   --host-code       allow the engine to bring host code, as version-compatible ones do
@@ -69,52 +75,64 @@ std::vector<std::string> read_labels(const std::string& path) {
   return labels;
 }
 
-void check_classes(const Classifier& classifier, const std::vector<std::string>& labels, const Options& options,
-                   const std::optional<TensorFile>& golden, std::int64_t images) {
-  const std::int64_t classes = classifier.classes();
-  if (!labels.empty() && labels.size() != static_cast<std::size_t>(classes)) {
+void check_labels(const Network& network, const std::vector<std::string>& labels, const Options& options) {
+  if (labels.empty() || network.task() != Task::kClassification) return;  // others do not say how many there are
+  const std::int64_t classes = network.outputs()[0].size();
+  if (labels.size() != static_cast<std::size_t>(classes)) {
     fail(options.labels, " has ", labels.size(), " labels, ", options.engine, " has ", classes, " classes");
   }
-  if (golden && golden->shape() != Shape{images, classes}) {
-    fail(options.golden, " is ", text_of(golden->shape()), ", the logits are ", text_of({images, classes}));
+}
+
+// A file for each output.
+std::deque<NpyWriter> writers_of(const Options& options, const std::vector<Output>& outputs, std::int64_t images) {
+  std::deque<NpyWriter> writers;
+  if (options.output.empty()) return writers;
+  if (outputs.size() > 1 && !std::filesystem::is_directory(options.output)) {
+    fail("--output ", options.output, " is no folder, and there are ", outputs.size(), " outputs; name one for ",
+         outputs[0].name, ".npy and the others");
   }
+  for (const Output& output : outputs) {
+    Shape shape = output.shape;
+    shape.insert(shape.begin(), images);
+    writers.emplace_back(outputs.size() > 1 ? options.output + "/" + output.name + ".npy" : options.output, shape);
+  }
+  return writers;
 }
 
 std::string run(const Options& options) {
   TensorFile images(options.images, options.shape);
   if (images.shape().size() != 4) fail(options.images, " is ", text_of(images.shape()), ", not N x C x H x W");
   const std::vector<std::string> labels = read_labels(options.labels);
-  std::optional<TensorFile> golden;
-  if (!options.golden.empty()) golden.emplace(options.golden, Shape{});
+  if (!options.golden.empty() && !std::filesystem::is_directory(options.golden)) file_bytes(options.golden);
   std::vector<unsigned char> engine = read_engine(options);
 
   require_gpu();
-  Classifier classifier(options, std::move(engine), images.shape());
-  check_classes(classifier, labels, options, golden, images.rows());
-  const std::int64_t classes = classifier.classes();
-  std::optional<NpyWriter> output;
-  if (!options.output.empty()) output.emplace(options.output, Shape{images.rows(), classes});
+  Network network(options, std::move(engine), images.shape());
+  check_labels(network, labels, options);
+  const std::vector<Output>& outputs = network.outputs();
+  std::optional<Golden> golden;
+  if (!options.golden.empty()) golden.emplace(options.golden, network.task(), outputs, images.rows());
+  std::deque<NpyWriter> writers = writers_of(options, outputs, images.rows());
 
-  std::string report, timing;
-  Comparison comparison;
-  for (std::int64_t first = 0; first < images.rows(); first += classifier.most()) {
-    const std::int64_t count = std::min(classifier.most(), images.rows() - first);
-    images.read(first, count, classifier.images());
-    const float* const logits = classifier.run(count);
-    if (output) output->write(logits, float_bytes({count, classes}, options.output));
-    if (golden) {
-      std::vector<float> expected(static_cast<std::size_t>(count * classes));
-      golden->read(first, count, expected.data());
-      comparison.add(logits, expected.data(), first, count, classes);
+  Results results(network.task(), outputs, options.top, labels);
+  std::string timing;
+  for (std::int64_t first = 0; first < images.rows(); first += network.most()) {
+    const std::int64_t count = std::min(network.most(), images.rows() - first);
+    images.read(first, count, network.images());
+    network.run(count);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Rows rows = network.rows(i);
+      for (std::size_t k = 0; k < writers.size(); ++k) {
+        writers[k].write(rows[k], float_bytes(outputs[k].shape, options.output));
+      }
+      if (golden) golden->add(first + i, rows);
+      if (golden && !golden->within(options.tolerance)) continue;  // nothing but the verdict will be printed
+      results.add(first + i, rows);
     }
-    if (golden && !comparison.within(options.tolerance)) continue;  // nothing but the verdict will be printed
-    for (std::int64_t i = 0; i < count; ++i)
-      report += ranking(logits + i * classes, classes, options.top, first + i, labels);
-    if (first == 0 && options.repeat > 0) timing = latency(classifier.latencies(options.repeat), count);
+    if (first == 0 && options.repeat > 0) timing = latency(network.latencies(options.repeat), count);
   }
-  if (output) output->finish();
-  if (golden) report += comparison.verdict(options.tolerance);
-  return report + timing;
+  for (NpyWriter& writer : writers) writer.finish();
+  return results.text() + (golden ? golden->verdict(options.tolerance) : "") + timing;
 }
 
 int run_command(const std::vector<std::string>& arguments) {

@@ -165,7 +165,7 @@ def test_plugins_go_as_sources_or_as_the_library_of_that_processor(
     read_me = (thor / "README.txt").read_text()
     assert "cmake -S plugins/source" in read_me
     budget = Manifest.read(thor / EXPORT_FOLDER).verification["budget"]
-    assert f"--golden export/golden-logits.npy \\\n        --tolerance {budget:.6g}\n" in read_me
+    assert f" export/golden-images.npy --golden export \\\n        --tolerance {budget:.6g}\n" in read_me
     assert not list(thor.rglob("*.so"))
     with opened_bundle(thor) as opened:
         assert opened.bundle.manifest.plugin is not None

@@ -128,7 +128,7 @@ def test_one_output_that_is_no_number_is_not_made_up_for_by_another(client: Any,
     np.save(tmp_path / "images.npy", np.zeros((1, 2), np.float32))
     np.save(tmp_path / "one.npy", np.ones((1, 1), np.float32))
     outputs = {name: {"file": "one.npy", "budget": 0.5} for name in ("a", "b")}
-    (tmp_path / "golden.json").write_text(json.dumps({"images": "images.npy", "outputs": outputs}))
+    (tmp_path / "golden.json").write_text(json.dumps({"kinds": ["noise"], "images": "images.npy", "outputs": outputs}))
     for broken, code in (("a", 1), ("b", 1), ("neither", 0)):
         assert client.check_golden(TwoOutputs(broken), "m", tmp_path) == code
 

@@ -24,10 +24,9 @@ from fastervit_trt.models.digits.data import load_digits_split
 from fastervit_trt.models.preprocessing import preprocess_image
 from tests.deploy.triton.load_rules import problems, read_config, read_repository
 from tests.deploy.triton.python_backend import Request, python_step
-from tests.deploy.triton.repositories import bundle_of
+from tests.deploy.triton.repositories import bundle_of, run_model
 
 NAME = "faster_vit_digits_s"
-LEVELS = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +51,6 @@ def backbone(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     onnx.save_model(model, served.export_folder / "model.onnx")
     outputs = [{"name": m.name, "dtype": "float32", "shape": ["batch", *shapes[m.name][1:]]} for m in maps]
     return relisted(served, "model.onnx", batch="3", outputs=outputs, golden=None)
-
-
-def run_model(written: WrittenRepository, images: np.ndarray) -> list[np.ndarray]:
-    """The model by ONNX Runtime, given only what its config.pbtxt says."""
-    (folder,) = [path for path in written.models.iterdir() if path.name == written.names[0]]
-    config = read_config(folder / "config.pbtxt")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(
-        onnxruntime.GraphOptimizationLevel, LEVELS[config.optimization.graph.level]
-    )
-    path = folder / "1" / config.default_model_filename
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    shapes = {tensor.name: tensor.shape for tensor in (*session.get_inputs(), *session.get_outputs())}
-    for tensor in (*config.input, *config.output):  # as the ONNX Runtime backend compares them (CompareDimsSupported)
-        found = [size if isinstance(size, int) else -1 for size in shapes[tensor.name]]
-        assert found == [*([-1] if config.max_batch_size else []), *tensor.dims]
-    return session.run([tensor.name for tensor in config.output], {config.input[0].name: images})
 
 
 def digits(count: int) -> tuple[list[bytes], np.ndarray]:

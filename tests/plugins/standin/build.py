@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from tests.plugins.plugin_driver import CACHE, CSRC, cuda_headers, said, tensorrt_headers
 
 __all__ = ["StandIn", "runner_with_stand_ins"]
@@ -71,15 +73,20 @@ def runner_with_stand_ins() -> StandIn:
     contents = [path.read_bytes() for path in sources if path.is_file()]
     key = hashlib.sha256(repr((said("g++", "--version"), WARNINGS, SANITIZED, contents, version)).encode()).hexdigest()
     result = StandIn(CACHE / f"runner-{key[:16]}", int(found[1]))
-    if not result.folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as name:
-            scratch = StandIn(Path(name, "done"), result.major)
-            scratch.folder.mkdir()
-            (Path(name) / "bases.h").write_text(bases(headers))
-            _compile(scratch, headers, Path(name))
-            scratch.folder.replace(result.folder)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{result.folder}.lock"):  # several processes share the tests
+        if not result.folder.is_dir():
+            _make(result, headers)
     return result
+
+
+def _make(result: StandIn, headers: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        scratch = StandIn(Path(name, "done"), result.major)
+        scratch.folder.mkdir()
+        (Path(name) / "bases.h").write_text(bases(headers))
+        _compile(scratch, headers, Path(name))
+        scratch.folder.replace(result.folder)
 
 
 def _compile(result: StandIn, headers: Path, generated: Path) -> None:

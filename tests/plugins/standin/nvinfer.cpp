@@ -1,6 +1,7 @@
 // A libnvinfer.so with the tables of virtual functions that the real headers declare, for the calls that the runner makes.
 // Every other call ends the process (bases.h, made from the headers by build.py). An engine is a text of lines "name=value";
-// logits are sums of pixels with whole weights, so that they are exact. It insists on what TensorRT insists on: plugins before
+// logits are sums of pixels with whole weights, so that they are exact; an output that a line rows.NAME=FILE names is the row of
+// that file, of raw float32, whose number is the image's first pixel. It insists on what TensorRT insists on: plugins before
 // the engine that needs them, shapes within the profile, addresses before enqueueing, the engine outliving its contexts.
 // Calls that matter are noted in the file that FASTERVIT_STANDIN_LOG names.
 #include <NvInferRuntime.h>
@@ -80,8 +81,16 @@ class Context final : public ExecutionContextBase {
   int profile_ = -1, enqueued_ = 0;
   Dims shape_{};
   const float* images_ = nullptr;
-  float* logits_ = nullptr;
+  std::map<std::string, float*> outputs_;
 };
+
+// Row `number` of a file of rows of `size` floats.
+void copy_row(const std::string& file, std::int64_t number, std::int64_t size, float* to) {
+  std::ifstream stream(file, std::ios::binary);
+  stream.seekg(number * size * static_cast<std::int64_t>(sizeof(float)));
+  stream.read(reinterpret_cast<char*>(to), size * static_cast<std::int64_t>(sizeof(float)));
+  if (!stream) unexpected("rows that are not there");
+}
 
 class Engine final : public CudaEngineBase {
  public:
@@ -169,7 +178,7 @@ bool Context::setTensorAddress(char const* name, void* data) noexcept {
   if (engine_.getTensorIOMode(name) == TensorIOMode::kINPUT) {
     images_ = static_cast<const float*>(data);
   } else {
-    logits_ = static_cast<float*>(data);
+    outputs_[name] = static_cast<float*>(data);
   }
   return true;
 }
@@ -177,14 +186,26 @@ bool Context::setTensorAddress(char const* name, void* data) noexcept {
 bool Context::enqueueV3(cudaStream_t stream) noexcept {
   note("run " + text_of(shape_));
   if (++enqueued_ == engine_.plan.number("fails_at")) return engine_.error("kernel gone"), false;
-  if (shape_.nbDims == 0 || images_ == nullptr || logits_ == nullptr)
+  if (shape_.nbDims == 0 || images_ == nullptr || outputs_.size() + 1 != engine_.names.size())
     unexpected("enqueueV3 before shapes and addresses");
   const int classes = engine_.plan.number("classes");
   const std::int64_t pixels = shape_.d[1] * shape_.d[2] * shape_.d[3];
   const bool nan = engine_.plan.has("nan"), tied = engine_.plan.has("tied");
-  fastervit::standin::enqueue(stream, [=, batch = shape_.d[0], images = images_, logits = logits_] {
+  for (const auto& [name, rows] : outputs_) {
+    if (!engine_.plan.has("rows." + name)) continue;
+    std::int64_t size = 1;
+    for (int i = 1; i < engine_.tensors.at(name).shape.nbDims; ++i) size *= engine_.tensors.at(name).shape.d[i];
+    const auto copy = [=, file = engine_.plan.get("rows." + name), to = rows, batch = shape_.d[0], images = images_] {
+      for (std::int64_t n = 0; n < batch; ++n) {
+        copy_row(file, static_cast<std::int64_t>(images[n * pixels]), size, to + n * size);
+      }
+    };
+    fastervit::standin::enqueue(stream, copy);
+  }
+  const bool played = engine_.plan.has("rows." + outputs_.begin()->first);
+  fastervit::standin::enqueue(stream, [=, batch = shape_.d[0], images = images_, logits = outputs_.begin()->second] {
     note("last image " + std::to_string(static_cast<int>(images[(batch - 1) * pixels])));
-    for (std::int64_t n = 0; n < batch; ++n) {
+    for (std::int64_t n = 0; n < batch && !played; ++n) {
       for (int k = 0; k < classes; ++k) {
         double sum = 0;
         for (std::int64_t i = 0; i < pixels; ++i) {

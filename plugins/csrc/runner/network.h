@@ -1,11 +1,11 @@
-// An engine with one float32 input, images, and one float32 output, the logits of each.
-#ifndef FASTERVIT_RUNNER_CLASSIFIER_H
-#define FASTERVIT_RUNNER_CLASSIFIER_H
+// An engine with one float32 input, images, and float32 outputs: logits, masks or detections of each.
+#ifndef FASTERVIT_RUNNER_NETWORK_H
+#define FASTERVIT_RUNNER_NETWORK_H
 
 #include <NvInferRuntime.h>
 
 #include <algorithm>
-#include <cstring>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +14,7 @@
 #include "errors.h"
 #include "options.h"
 #include "shape.h"
+#include "task.h"
 #include "tensorrt.h"
 
 namespace fastervit::runner {
@@ -22,10 +23,10 @@ using nvinfer1::DataType;
 using nvinfer1::OptProfileSelector;
 using nvinfer1::TensorIOMode;
 
-class Classifier {
+class Network {
  public:
   // The plugin library, the engine, and memory for the largest batch of images of that shape (N, C, H, W), in this order.
-  Classifier(const Options& options, std::vector<unsigned char> engine, const Shape& images)
+  Network(const Options& options, std::vector<unsigned char> engine, const Shape& images)
       : name_(options.engine), logger_(options.verbose), runtime_(Library(options.library).runtime(logger_)) {
     load_plugins(options.plugins);
     if (options.host_code) runtime_->setEngineHostCodeAllowed(true);
@@ -41,13 +42,23 @@ class Classifier {
   }
 
   std::int64_t most() const { return most_; }
-  std::int64_t classes() const { return classes_; }
+  Task task() const { return task_; }
+  const std::vector<Output>& outputs() const { return outputs_; }
 
   // Where the next images go, `most()` of them at the most.
   float* images() const { return host_images_->data(); }
 
-  // Of the first `count` images there; (count, classes), until the next call.
-  const float* run(std::int64_t count) {
+  // What it yields of image `number` of the last run, until the next.
+  Rows rows(std::int64_t number) const {
+    Rows found;
+    for (std::size_t i = 0; i < outputs_.size(); ++i) {
+      found.push_back(results_[i].host.data() + number * outputs_[i].size());
+    }
+    return found;
+  }
+
+  // The first `count` images there.
+  void run(std::int64_t count) {
     const std::int64_t batch = std::max(count, least_);
     const std::size_t floats = image_bytes_ / sizeof(float);
     for (std::int64_t i = count; i < batch; ++i) {  // an image that is there anyway: no zeros that overflow somewhere
@@ -56,15 +67,15 @@ class Classifier {
     }
     set_batch(batch);
     const std::size_t input = image_bytes_ * static_cast<std::size_t>(batch);
-    const std::size_t output = logits_bytes_ * static_cast<std::size_t>(count);
     check(cudaMemcpyAsync(device_images_->address(), images(), input, cudaMemcpyHostToDevice, stream_.get()),
           "copying images to the GPU");
     enqueue();
-    check(
-        cudaMemcpyAsync(host_logits_->data(), device_logits_->address(), output, cudaMemcpyDeviceToHost, stream_.get()),
-        "copying logits from the GPU");
+    for (Result& result : results_) {
+      const std::size_t bytes = result.image_bytes * static_cast<std::size_t>(count);
+      check(cudaMemcpyAsync(result.host.data(), result.device.address(), bytes, cudaMemcpyDeviceToHost, stream_.get()),
+            "copying what was computed from the GPU");
+    }
     stream_.wait();
-    return host_logits_->data();
   }
 
   // Milliseconds on the GPU of each of `repeat` executions of what `run` ran last, without copies.
@@ -84,6 +95,15 @@ class Classifier {
   }
 
  private:
+  // Of one output, for the largest batch.
+  struct Result {
+    Result(std::size_t bytes, std::int64_t images)
+        : image_bytes(bytes / static_cast<std::size_t>(images)), host(bytes), device(bytes) {}
+    const std::size_t image_bytes;
+    HostMemory host;
+    DeviceMemory device;
+  };
+
   [[noreturn]] void failed() { fail(name_, " cannot be run: ", logger_.reason()); }
 
   void load_plugins(const std::string& library) {
@@ -99,19 +119,21 @@ class Classifier {
     for (std::int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
       const std::string tensor = engine_->getIOTensorName(i);
       const bool input = engine_->getTensorIOMode(tensor.c_str()) == TensorIOMode::kINPUT;
-      std::string& place = input ? input_ : output_;
-      if (!place.empty()) {
-        fail(name_, " has several ", input ? "inputs" : "outputs", " (", place, ", ", tensor,
-             "); this runs classifiers, with one of each");
+      if (input && !input_.empty()) {
+        fail(name_, " has several inputs (", input_, ", ", tensor, "); this runs engines that take images alone");
       }
       if (engine_->getTensorDataType(tensor.c_str()) != DataType::kFLOAT ||
           engine_->getTensorFormat(tensor.c_str()) != nvinfer1::TensorFormat::kLINEAR) {
         fail(name_, " wants ", tensor,
              " in another type or layout than linear float32; fastervit-export writes such inputs and outputs");
       }
-      place = tensor;
+      if (input) {
+        input_ = tensor;
+      } else {
+        outputs_.push_back({tensor, {}});
+      }
     }
-    if (input_.empty() || output_.empty()) fail(name_, " has no ", input_.empty() ? "input" : "output");
+    if (input_.empty() || outputs_.empty()) fail(name_, " has no ", input_.empty() ? "input" : "output");
   }
 
   // What the engine takes for each dimension, compared with the images.
@@ -146,21 +168,23 @@ class Classifier {
     const std::size_t all = float_bytes({most_, dims_.d[1], dims_.d[2], dims_.d[3]}, name_);
     image_bytes_ = all / static_cast<std::size_t>(most_);
     set_batch(most_);
-    const nvinfer1::Dims logits = context_->getTensorShape(output_.c_str());
-    if (logits.nbDims != 2 || logits.d[0] != most_ || logits.d[1] < 1) {
-      fail(name_, " yields no logits: its output ", output_, " is ",
-           text_of(Shape(logits.d, logits.d + std::max(logits.nbDims, 0))), " for ", most_, " images");
+    for (Output& output : outputs_) {
+      const nvinfer1::Dims found = context_->getTensorShape(output.name.c_str());
+      const Shape shape(found.d, found.d + std::max(found.nbDims, 0));
+      if (shape.empty() || shape[0] != most_ || *std::min_element(shape.begin(), shape.end()) < 1) {
+        fail(name_, " yields ", output.name, " ", text_of(shape), " for ", most_, " images, not one part for each");
+      }
+      output.shape.assign(shape.begin() + 1, shape.end());
     }
-    classes_ = logits.d[1];
-    const std::size_t results = float_bytes({most_, classes_}, name_);
-    logits_bytes_ = results / static_cast<std::size_t>(most_);
+    task_ = task_of(outputs_, name_);
     host_images_ = std::make_unique<HostMemory>(all);
-    host_logits_ = std::make_unique<HostMemory>(results);
     device_images_ = std::make_unique<DeviceMemory>(all);
-    device_logits_ = std::make_unique<DeviceMemory>(results);
-    if (!context_->setTensorAddress(input_.c_str(), device_images_->address()) ||
-        !context_->setTensorAddress(output_.c_str(), device_logits_->address())) {
-      failed();
+    if (!context_->setTensorAddress(input_.c_str(), device_images_->address())) failed();
+    for (const Output& output : outputs_) {
+      Shape whole = output.shape;
+      whole.insert(whole.begin(), most_);
+      results_.emplace_back(float_bytes(whole, name_), most_);
+      if (!context_->setTensorAddress(output.name.c_str(), results_.back().device.address())) failed();
     }
   }
 
@@ -174,19 +198,22 @@ class Classifier {
   }
 
   // In the order in which they are needed; they go in the opposite one.
-  std::string name_, input_, output_;
+  std::string name_, input_;
+  std::vector<Output> outputs_;
   Logger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   Stream stream_;
-  std::unique_ptr<HostMemory> host_images_, host_logits_;
-  std::unique_ptr<DeviceMemory> device_images_, device_logits_;
+  std::unique_ptr<HostMemory> host_images_;
+  std::unique_ptr<DeviceMemory> device_images_;
+  std::deque<Result> results_;  // in the order of the outputs; none of them moves
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   nvinfer1::Dims dims_{};
-  std::int64_t least_ = 0, most_ = 0, classes_ = 0;
-  std::size_t image_bytes_ = 0, logits_bytes_ = 0;
+  std::int64_t least_ = 0, most_ = 0;
+  std::size_t image_bytes_ = 0;
+  Task task_ = Task::kClassification;
 };
 
 }  // namespace fastervit::runner
 
-#endif  // FASTERVIT_RUNNER_CLASSIFIER_H
+#endif  // FASTERVIT_RUNNER_NETWORK_H
