@@ -9,7 +9,7 @@ from fastervit_trt.artifacts import new_folder
 from fastervit_trt.benchmarks.examples import EXAMPLES, copy_examples
 from fastervit_trt.benchmarks.records import Record, read_records
 from fastervit_trt.benchmarks.report import DEFAULT_TITLE, write_report
-from fastervit_trt.benchmarks.rows import ROWS_NAME, Condition, write_rows
+from fastervit_trt.benchmarks.rows import ROWS_NAME, Condition, several_exports, write_rows
 from fastervit_trt.benchmarks.sweep.plan import Plan
 from fastervit_trt.benchmarks.sweep.run import run_sweep
 from fastervit_trt.console import say, step
@@ -53,11 +53,14 @@ def merge_reports(
     Raises:
         FasterViTError: nothing there, damaged, of a newer schema, or ``output`` is not free.
     """
-    found = [record for path in results for record in read_records(path)]
-    newest: dict[tuple[Condition, str, str, str | None], Record] = {}
+    runs = [read_records(path) for path in results]
+    found = [record for run in runs for record in run]
+    twins = {variant for run in runs for variant in several_exports(record.row for record in run)}
+    newest: dict[tuple[Condition, str, str, str | None, str], Record] = {}
     for record in sorted(found, key=lambda record: record.row.timestamp_utc):
         row = record.row
-        key = (row.condition, row.machine, row.device or row.cpu, row.dataset)
+        export = row.export if row.variant in twins else ""
+        key = (row.condition, row.machine, row.device or row.cpu, row.dataset, export)
         newest.pop(key, None)
         newest[key] = record
     records = list(newest.values())

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastervit_trt.artifacts import write_csv
 
-__all__ = ["METRICS", "ROWS_NAME", "SCHEMA", "BenchmarkRow", "Condition", "Status", "several_sizes", "write_rows"]
+__all__ = [
+    "METRICS",
+    "ROWS_NAME",
+    "SCHEMA",
+    "BenchmarkRow",
+    "Condition",
+    "Status",
+    "Variant",
+    "several_exports",
+    "several_sizes",
+    "write_rows",
+]
 
 ROWS_NAME = "rows.json"
 SCHEMA = 2
@@ -18,6 +30,7 @@ SCHEMA = 2
 # "unstable": measured, but the two halves of the time differed in two fresh processes. "skipped": cannot run here.
 Status = Literal["ok", "unstable", "failed", "skipped"]
 Condition = tuple[str, str, str, str, str, int, int, bool, bool]
+Variant = tuple[str, str, str]  # model, precision, resolution
 
 # What accuracy means, by task. mAP is COCO's: the mean over classes and over IoU from 0.50 to 0.95.
 METRICS = {"classification": "top-1", "segmentation": "mIoU", "detection": "mAP"}
@@ -41,7 +54,7 @@ class BenchmarkRow:
     reason: str = ""  # why it failed, was skipped or is unstable
 
     # the artifact
-    export: str = ""  # folder name
+    export: str = ""  # folder name, with as much of its path as tells it from the others
     artifact: str = ""  # the file that ran: model.onnx, an engine; "weights" where PyTorch ran the model itself
     artifact_sha256: str = ""
     weights_sha256: str = ""
@@ -144,6 +157,10 @@ class BenchmarkRow:
         return f"{self.model} {self.precision}"
 
     @property
+    def variant(self) -> Variant:
+        return self.model, self.precision, self.resolution
+
+    @property
     def condition(self) -> Condition:
         """What two rows must share to be the same measurement of two runs."""
         how = (self.batch, self.streams, self.transfers, self.cold_cache)
@@ -158,6 +175,15 @@ def several_sizes(rows: Sequence[BenchmarkRow]) -> tuple[tuple[str, str], ...]:
     """Model and resolution, of the models that are there at several resolutions."""
     found = sorted({(row.model, row.resolution) for row in rows if row.resolution})
     return tuple((model, size) for model, size in found if sum(other == model for other, _ in found) > 1)
+
+
+def several_exports(rows: Iterable[BenchmarkRow]) -> frozenset[Variant]:
+    """Variants of which there are several exports, as int8 with and without the head: their folders tell them apart."""
+    found: dict[Variant, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.export:
+            found[row.variant].add(row.export)
+    return frozenset(variant for variant, exports in found.items() if len(exports) > 1)
 
 
 def write_rows(rows: Sequence[Any], folder: Path) -> tuple[Path, Path]:

@@ -130,6 +130,7 @@ def _open(request: Request, form: Form, why_not: Callable[[Request], str | None]
 
 @torch.no_grad()
 def _model(request: Request, form: Form, source: WeightSource, device: torch.device) -> TypedModel:
+    gpu_ways.leave_out_checks()
     model: nn.Module = build_model(ModelSpec.from_record(request.manifest.spec), source)[0]
     precision = get_float(request.manifest.precision)
     if form == "fused":

@@ -131,8 +131,8 @@ def compare_records(
         len(pairing.pairs),
         len(candidates),
         dict(reasons),
-        tuple(describe(record.row) for record in pairing.only_before),
-        tuple(describe(record.row) for record in pairing.only_after),
+        tuple(describe(record.row, pairing.twins) for record in pairing.only_before),
+        tuple(describe(record.row, pairing.twins) for record in pairing.only_after),
         tuple(_context([pair.before.row for pair in pairing.pairs], [pair.after.row for pair in pairing.pairs])),
     )
 
@@ -141,7 +141,7 @@ def _status(pair: Pair) -> Difference:
     before, after = pair.before.row, pair.after.row
     lost = before.measured
     reason = f"{after.status} now: {after.reason}" if lost else f"was {before.status}: {before.reason}"
-    return Difference(describe(before), "status", before.status, after.status, lost, "", note=reason)
+    return Difference(pair.name, "status", before.status, after.status, lost, "", note=reason)
 
 
 def _compare_pair(pair: Pair, least: float, across_devices: bool) -> Iterator[_Candidate | str]:
@@ -183,7 +183,7 @@ def _compare_percentiles(pair: Pair, speed: Speed, least: float) -> _Candidate |
 
 def _speed_difference(pair: Pair, speed: Speed, change: float, basis: str) -> Difference:
     return Difference(
-        condition=describe(pair.before.row),
+        condition=pair.name,
         metric=speed.name,
         before=speed.shown(pair.before.row),
         after=speed.shown(pair.after.row),
@@ -219,7 +219,7 @@ def _compare_accuracy(pair: Pair) -> _Candidate | str:
     else:
         return "accuracy without the number of images"
     difference = Difference(
-        condition=describe(before),
+        condition=pair.name,
         metric=before.metric,
         before=100 * before.score,
         after=100 * after.score,

@@ -92,9 +92,9 @@ def check_records(
             "the results and the baseline have no condition in common; measure the same models, precisions, backends "
             "and batches, or make a new baseline"
         )
-    missing = [f"{describe(lost.row)}: missing" for lost in pairing.only_before if lost.row.measured]
+    missing = [f"{describe(lost.row, pairing.twins)}: missing" for lost in pairing.only_before if lost.row.measured]
     missing += [
-        f"{describe(pair.before.row)}: {pair.after.row.status} now: {pair.after.row.reason}"
+        f"{pair.name}: {pair.after.row.status} now: {pair.after.row.reason}"
         for pair in pairing.pairs
         if pair.before.row.measured and not pair.after.row.measured
     ]
@@ -163,7 +163,7 @@ def _relative(own: np.ndarray, reference: np.ndarray | float) -> np.ndarray:
 
 def _line(pair: Pair, speed: Speed, reference: Reference, change: _Change) -> str:
     verb = "fell" if speed.name == "throughput" else "worsened"
-    said = f"{describe(pair.before.row)}: {speed.name} {verb} by {-100 * change.value:.1f} %{change.interval}"
+    said = f"{pair.name}: {speed.name} {verb} by {-100 * change.value:.1f} %{change.interval}"
     then, now = (speed.spoken(speed.shown(record.row) or 0.0) for record in (pair.before, pair.after))
     if reference.ratio is not None:
         ratio_now = reference.ratio * (1 + change.value)
@@ -180,18 +180,18 @@ def _judge_accuracy(pairs: Sequence[Pair], limit: float | None) -> tuple[list[st
         if then.score is None:
             continue
         if now.score is None:
-            missing.append(f"{describe(then)}: its accuracy is no longer measured")
+            missing.append(f"{pair.name}: its accuracy is no longer measured")
             continue
         if not same_images(then, now):
             raise FasterViTError(
-                f"{describe(then)} was judged on other images ({then.images} of {then.dataset}) in the baseline than "
+                f"{pair.name} was judged on other images ({then.images} of {then.dataset}) in the baseline than "
                 f"now ({now.images} of {now.dataset}); use the same --data, or leave --max-accuracy-drop out"
             )
         checked += 1
         points = 100 * (then.score - now.score)
         if limit is not None and points > limit + _SLACK:
             shares = f"{100 * then.score:.2f} % then, {100 * now.score:.2f} % now"
-            falls.append(f"{describe(then)}: {then.metric} fell by {points:.2f} points: {shares}")
+            falls.append(f"{pair.name}: {then.metric} fell by {points:.2f} points: {shares}")
     return falls, missing, checked
 
 
@@ -202,7 +202,7 @@ def _cautions(pairs: Sequence[Pair], missing: Sequence[str]) -> Iterator[str]:
     for pair in pairs:
         row = pair.after.row
         if row.status == "unstable" or row.flags:
-            yield f"{describe(row)}: {'; '.join(filter(None, (row.reason, row.flags)))}"
+            yield f"{pair.name}: {'; '.join(filter(None, (row.reason, row.flags)))}"
     if missing:
         yield f"{len(missing)} of the baseline are missing, which was allowed: {'; '.join(missing)}"
 

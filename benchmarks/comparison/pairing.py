@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from fastervit_trt.benchmarks.records import Record
-from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.benchmarks.rows import BenchmarkRow, Variant, several_exports
 from fastervit_trt.errors import FasterViTError
 
 __all__ = ["SPEEDS", "Pair", "Pairing", "Place", "Speed", "describe", "pair_records", "place_of", "same_images"]
@@ -62,6 +62,11 @@ class Pair:
 
     before: Record
     after: Record
+    twins: frozenset[Variant] = frozenset()  # of the runs: what there are several exports of
+
+    @property
+    def name(self) -> str:
+        return describe(self.before.row, self.twins)
 
     @property
     def same_place(self) -> bool:
@@ -75,6 +80,7 @@ class Pairing:
     pairs: tuple[Pair, ...]
     only_before: tuple[Record, ...]
     only_after: tuple[Record, ...]
+    twins: frozenset[Variant] = frozenset()
 
 
 def pair_records(before: Sequence[Record], after: Sequence[Record]) -> Pairing:
@@ -83,25 +89,28 @@ def pair_records(before: Sequence[Record], after: Sequence[Record]) -> Pairing:
     Raises:
         FasterViTError: a run measured a condition twice on one device.
     """
-    first, second = _by_condition(before), _by_condition(after)
+    twins = several_exports(record.row for record in before) | several_exports(record.row for record in after)
+    first, second = _by_condition(before, twins), _by_condition(after, twins)
     pairs: list[Pair] = []
     left: tuple[list[Record], list[Record]] = [], []
     for condition in dict.fromkeys((*first, *second)):
         places = first.get(condition, {}), second.get(condition, {})
         common = [place for place in places[0] if place in places[1]]
-        pairs += [Pair(places[0].pop(place), places[1].pop(place)) for place in common]
+        pairs += [Pair(places[0].pop(place), places[1].pop(place), twins) for place in common]
         if len(places[0]) == len(places[1]) == 1:
-            pairs.append(Pair(*(record for side in places for record in side.values())))
+            ((one,), (other,)) = (side.values() for side in places)
+            pairs.append(Pair(one, other, twins))
         else:
             for side, records in zip(left, places, strict=True):
                 side += records.values()
-    return Pairing(tuple(pairs), tuple(left[0]), tuple(left[1]))
+    return Pairing(tuple(pairs), tuple(left[0]), tuple(left[1]), twins)
 
 
-def _by_condition(records: Iterable[Record]) -> dict[object, dict[Place, Record]]:
+def _by_condition(records: Iterable[Record], twins: Collection[Variant]) -> dict[object, dict[Place, Record]]:
     found: dict[object, dict[Place, Record]] = defaultdict(dict)
     for record in records:
-        places, place = found[record.row.condition], place_of(record.row)
+        export = record.row.export if record.row.variant in twins else ""
+        places, place = found[record.row.condition, export], place_of(record.row)
         places[place] = _joined(places[place], record) if place in places else record
     return found
 
@@ -125,13 +134,19 @@ def place_of(row: BenchmarkRow) -> Place:
     return row.device, row.threads if row.device_kind == "cpu" else None
 
 
-def describe(row: BenchmarkRow) -> str:
-    """A row's condition in words: ``faster_vit_0_224 fp16, tensorrt, 224x224, batch 8``."""
+def describe(row: BenchmarkRow, twins: Collection[Variant] = ()) -> str:
+    """A row's condition in words: ``faster_vit_0_224 fp16, tensorrt, 224x224, batch 8``.
+
+    Args:
+        twins: what there are several exports of, which is named with its own.
+    """
+    export = [f"export {row.export}"] if row.variant in twins and row.export else []
     task = [row.task] if row.task != "classification" else []
     streams = [f"{row.streams} streams"] if row.streams != 1 else []
     transfers = ["with transfers"] if row.transfers else []
     cold = ["cold cache"] if row.cold_cache else []
-    return ", ".join([row.label, *task, row.backend, row.resolution, f"batch {row.batch}", *streams, *transfers, *cold])
+    how = [row.backend, row.resolution, f"batch {row.batch}", *streams, *transfers, *cold]
+    return ", ".join([row.label, *export, *task, *how])
 
 
 def same_images(before: BenchmarkRow, after: BenchmarkRow) -> bool:

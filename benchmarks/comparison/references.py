@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 
-from fastervit_trt.benchmarks.comparison.pairing import Pair, Speed, describe, place_of
+from fastervit_trt.benchmarks.comparison.pairing import Pair, Speed, place_of
 from fastervit_trt.benchmarks.comparison.significance import round_logs
 from fastervit_trt.errors import FasterViTError
 
@@ -54,7 +54,7 @@ def absolute_reference(pair: Pair, speed: Speed) -> Reference:
     """
     if not pair.same_place:
         raise FasterViTError(
-            f"{describe(pair.before.row)} is of {pair.before.row.device} in the baseline and of "
+            f"{pair.name} is of {pair.before.row.device} in the baseline and of "
             f"{pair.after.row.device} now, or on other threads; leave --absolute out to compare ratios"
         )
     return Reference("", 0.0, 0.0, 0.0, None)
@@ -80,7 +80,7 @@ def relative_reference(pair: Pair, speed: Speed, *, pairs: Sequence[Pair], name:
         return _row_reference(pair, max(beside, key=lambda other: _likeness(other, pair)), speed)
     if name is not None:
         raise FasterViTError(
-            f"{describe(pair.before.row)} has no row of backend '{backend}' beside it in both runs (same device, "
+            f"{pair.name} has no row of backend '{backend}' beside it in both runs (same device, "
             "model, resolution and batch); measure it, or choose another --relative-to"
         )
     return _median_reference(pair, pairs, speed)
@@ -119,7 +119,7 @@ def _median_reference(pair: Pair, pairs: Sequence[Pair], speed: Speed) -> Refere
     moves = [move for move in beside if move is not None]
     if len(moves) < _FEWEST:
         raise FasterViTError(
-            f"{describe(pair.before.row)} has neither a reference row beside it nor {_FEWEST} rows of its device in "
+            f"{pair.name} has neither a reference row beside it nor {_FEWEST} rows of its device in "
             f"common to take the median {speed.name} of; measure backend '{_DEFAULT}', too, or use --absolute"
         )
     return Reference(f"the median of {len(moves)} rows", 0.0, median(moves), median(moves), None)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastervit_trt.export.deploy import bake_position_tables
-from fastervit_trt.models.factory import create_model
+from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.deploy import bake_position_tables, deploy_form
+from fastervit_trt.models.factory import ModelSpec, construct
+from fastervit_trt.models.tasks.heads import Task
+from fastervit_trt.plugins import operators  # noqa: F401  registers torch.ops.fastervit
 
 __all__ = [
     "AttentionCase",
@@ -46,6 +51,11 @@ class Case:
 
     model: str
     batch: int
+
+    @property
+    def why_not(self) -> str | None:
+        """Why this installation cannot make it; None: it can."""
+        return None
 
     @property
     def name(self) -> str:
@@ -193,13 +203,26 @@ class BlockCase(Case):
 
 @dataclass(frozen=True)
 class ModelCase(Case):
-    """A whole model, images in and logits out."""
+    """A whole model, images in and the outputs of its task out."""
 
     resolution: tuple[int, int]
+    task: Task = "classification"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(self.model, resolution=self.resolution, task=self.task)
+
+    @property
+    def why_not(self) -> str | None:
+        try:
+            _size_of(self.spec)
+        except FasterViTError as error:
+            return str(error)
+        return None
 
     @property
     def name(self) -> str:
-        return self.model
+        return self.model if self.task == "classification" else f"{self.model} {self.task}"
 
     @property
     def shape(self) -> str:
@@ -207,21 +230,47 @@ class ModelCase(Case):
 
     @property
     def bytes(self) -> int:
-        parameters, classes = _size_of(self.model)[1:]
-        return _FP16 * (parameters + self.batch * (3 * self.resolution[0] * self.resolution[1] + classes))
+        parameters, outputs = _size_of(self.spec)[1:]
+        return _FP16 * (parameters + self.batch * (3 * self.resolution[0] * self.resolution[1] + outputs))
 
     @property
     def flop(self) -> int:
-        return self.batch * _size_of(self.model)[0]
+        return self.batch * _size_of(self.spec)[0]
 
 
 @functools.cache
-def _size_of(model: str) -> tuple[int, int, int]:
-    """Operations of one image, parameters, classes. On no device: nothing is computed."""
+@torch.no_grad()
+def _size_of(spec: ModelSpec) -> tuple[int, int, int]:
+    """Operations of one image, parameters, numbers that come out. On no device: nothing is computed.
+
+    Raises:
+        FasterViTError: an impossible spec, or transformers is not installed and it needs that.
+    """
+    config = spec.config()
     with torch.device("meta"):
-        network = create_model(model).eval()
+        network: nn.Module = construct(config, spec.head).eval()
+    if spec.head is None:
         bake_position_tables(network)  # a deployed model does not compute them
-        image = torch.empty(1, network.config.in_chans, *network.config.resolution)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return counter.get_total_flops(), sum(p.numel() for p in network.parameters()), network.config.num_classes
+    else:
+        network = _deployed(network)
+    with FlopCounterMode(display=False, custom_mapping=_FLOP_OF_OPERATORS) as counter:
+        found = network(torch.empty(1, config.in_chans, *config.resolution, device="meta"))
+    outputs = [found] if isinstance(found, torch.Tensor) else found
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return counter.get_total_flops(), parameters, sum(output.numel() for output in outputs)
+
+
+def _deployed(network: nn.Module) -> nn.Module:
+    """Heads compute much as trained that a deployed one does not. The rewrites need numbers; any will do."""
+    network.to_empty(device="cpu")
+    network.reset_derived_buffers()  # type: ignore[operator]
+    return deploy_form(network)[0].to("meta")
+
+
+def _flop_of_window_attention(qkv: torch.Size, bias: torch.Size, *_: Any, **__: Any) -> int:
+    """Of shapes (W·N, 3·C) and (1, heads, N, N)."""
+    return 4 * qkv[0] * bias[-1] * qkv[1] // 3
+
+
+# Operators of a deploy form that hold matrix products.
+_FLOP_OF_OPERATORS = {torch.ops.fastervit.window_attention: _flop_of_window_attention}

@@ -23,7 +23,7 @@ from fastervit_trt.benchmarks.gpu.timing import Clock, Lap, Timings, clock_for, 
 from fastervit_trt.benchmarks.gpu.worklist import cases_of
 from fastervit_trt.plugins.kernels import UnsupportedError
 
-__all__ = ["BASELINE", "Comparison", "Peer", "RefusedError", "Way", "Work", "run_comparison", "schedule"]
+__all__ = ["BASELINE", "Comparison", "Peer", "RefusedError", "Way", "Work", "judged", "run_comparison", "schedule"]
 
 BASELINE = "ours"  # what ratios are to
 _TIMING = "timing"  # in events: all peers of a case
@@ -33,6 +33,15 @@ _NOT_COMPUTED = "its result is off by {:.2g} of the exact one, {:.2g} is allowed
 
 class RefusedError(Exception):
     """A peer does not serve the case: no failure of it, nor of ours."""
+
+
+def judged(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a result is judged by: of several tensors the last, and NaN where another is not finite."""
+    if isinstance(result, Tensor):
+        return result
+    *others, last = result
+    sound = torch.stack([other.isfinite().all() for other in others]).all()
+    return torch.where(sound, last, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Work:
 class Way:
     """A peer ready for one case."""
 
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
     sets: Sequence[tuple[Any, ...]]  # the work's, laid out as this peer wants them
-    view: Callable[[Tensor], Tensor] = lambda result: result  # back to the reference's layout
+    view: Callable[[Any], Tensor] = judged  # of what comes out; back to the reference's layout
     captured: bool = True
     bytes: int | None = None  # that it must move, where these are not the case's
     dtype: str = "fp16"
@@ -95,7 +104,11 @@ def run_comparison(job: Job, report: Report, peers: Sequence[Peer], prepare: Cal
     warnings.filterwarnings("error", message=".*as PyTorch code on CUDA.*")
     clock = clock_for(job.device)
     wanted = [peer for peer in peers if (not peer.on_request if job.peers is None else peer.name in job.peers)]
-    for case, turn in schedule(cases_of(job.stage, job.models, job.batches), wanted):
+    cases = cases_of(job.stage, job.models, job.batches)
+    for case in cases:
+        if reason := case.why_not:
+            report.add(case.name, "", SKIPPED, reason, model=case.model, batch=case.batch, shape=case.shape)
+    for case, turn in schedule([case for case in cases if case.why_not is None], wanted):
         missing = [peer for peer in turn if not report.is_done(case.name, peer.name, case.batch)]
         if not missing or report.is_done(case.name, _TIMING, case.batch):
             continue

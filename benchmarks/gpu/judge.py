@@ -47,9 +47,9 @@ class Judge:
 
     def __call__(
         self,
-        call: Callable[..., Tensor],
+        call: Callable[..., Any],
         sets: Sequence[tuple[Any, ...]],
-        view: Callable[[Tensor], Tensor],
+        view: Callable[[Any], Tensor],
         exact: Callable[..., Tensor] | None = None,
         a_rounding: float | None = None,
     ) -> Judgement:

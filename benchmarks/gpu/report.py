@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from fastervit_trt.benchmarks.gpu.cases import Ceilings
@@ -70,6 +71,9 @@ def print_plan(stages: Iterable[str], models: Sequence[str], batches: Sequence[i
     table = _table("stage", "case", "batch", "shape", "MB", "GFLOP", "floor us", "bound")
     for stage in stages:
         for case in cases_of(stage, models, batches) if stage in CASES else []:
+            if reason := case.why_not:
+                table.add_row(stage, case.name, str(case.batch), case.shape, "", "", "", escape(reason))
+                continue
             floor = ceilings.floor_us(case.bytes, case.flop)
             bound = "memory" if ceilings.floor_us(case.bytes, 0) == floor else "arithmetic"
             sizes = (f"{case.bytes / 1e6:.1f}", f"{case.flop / 1e9:.2f}", f"{floor:.1f}", bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "compiled",
     "defined_in_pytorch",
     "kernels",
+    "leave_out_checks",
     "number_of_sets",
     "random_tensor",
     "require_kernels",
@@ -48,6 +50,15 @@ def kernels() -> Kernels:
         FasterViTError: there are none; a peer that needs them fails with that.
     """
     return Kernels(find_library("kernels"))
+
+
+def leave_out_checks() -> None:
+    """For the rest of this process, transformers' detectors do not ask at every call whether shapes agree.
+
+    The answer is waited for on a GPU, so no CUDA graph can hold it, and a compiler cuts the network there. This is
+    transformers' own switch for production (``torch_compilable_check`` in its ``utils/import_utils.py``).
+    """
+    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

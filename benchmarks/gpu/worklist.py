@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from fastervit_trt.benchmarks.gpu.cases import AttentionCase, BlockCase, Case, ModelCase, WindowsCase
-from fastervit_trt.models.factory import resolve_config
+from fastervit_trt.models.factory import ModelSpec, resolve_config
+from fastervit_trt.models.tasks.heads import Task
 
 __all__ = ["CASES", "cases_of", "in_order_of_value"]
 
 _HAT_STAGES = (2, 3)
 _FIRST_BATCHES = (128, 1)  # what the goals name
+_ANY_SIZE = "_any_res"  # models that are backbones, too, at the sizes that detectors and segmenters are compared at
+_UNDER_HEADS: dict[Task, tuple[int, int]] = {"detection": (640, 640), "segmentation": (512, 512)}
+_MOST_UNDER_HEADS = 8  # images: such a case takes minutes to compile, and is served few at a time
 
 
 def cases_of(stage: str, models: Sequence[str], batches: Sequence[int]) -> list[Case]:
@@ -87,8 +91,10 @@ def _block(model: str, batch: int) -> Iterator[Case]:
 
 
 def _model(model: str, batch: int) -> Iterator[Case]:
-    config = resolve_config(model)
-    yield ModelCase(model, batch, config.resolution)
+    own = ModelSpec(model)
+    yield ModelCase(model, batch, own.config().resolution, own.chosen_task)
+    if model.endswith(_ANY_SIZE) and batch <= _MOST_UNDER_HEADS:
+        yield from (ModelCase(model, batch, size, task) for task, size in _UNDER_HEADS.items())
 
 
 CASES: dict[str, Callable[[str, int], Iterator[Case]]] = {

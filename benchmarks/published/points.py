@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from fastervit_trt.benchmarks.published.values import number, share, whole
+
 __all__ = ["PublishedPoint", "load_published"]
 
 _TABLE = Path(__file__).with_name("points.csv")
@@ -68,26 +70,18 @@ def _point(entry: Mapping[str, str]) -> PublishedPoint:
         model=entry["model"],
         family=entry["family"],
         device=entry["device"],
-        batch=int(entry["batch"]) if entry["batch"] else None,
+        batch=whole(entry["batch"]),
         precision=entry["precision"],
         framework=entry["framework"],
         resolution=int(entry["resolution"]),
-        throughput_img_per_s=_number(entry["throughput_img_per_s"]),
-        latency_ms=_number(entry["latency_ms"]),
-        top1=_share(entry["top1_percent"]),
-        top5=_share(entry["top5_percent"]),
-        top1_of_weights=_share(entry["top1_of_weights_percent"]),
-        params_m=_number(entry["params_m"]),
-        gflops=_number(entry["gflops"]),
+        throughput_img_per_s=number(entry["throughput_img_per_s"]),
+        latency_ms=number(entry["latency_ms"]),
+        top1=share(entry["top1_percent"]),
+        top5=share(entry["top5_percent"]),
+        top1_of_weights=share(entry["top1_of_weights_percent"]),
+        params_m=number(entry["params_m"]),
+        gflops=number(entry["gflops"]),
         source=entry["source"],
         url=entry["url"],
         remark=entry["remark"],
     )
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _share(text: str) -> float | None:
-    return float(text) / 100 if text else None

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastervit_trt.benchmarks.published.points import PublishedPoint, load_published
+from fastervit_trt.benchmarks.published.values import number, whole
 
 __all__ = ["PublishedScore", "load_scores", "published_scores"]
 
@@ -109,18 +110,14 @@ def _score(entry: Mapping[str, str]) -> PublishedScore:
         metric=entry["metric"],
         value=float(entry["value_percent"]) / 100,
         device=entry["device"],
-        batch=int(entry["batch"]) if entry["batch"] else None,
+        batch=whole(entry["batch"]),
         precision=entry["precision"],
         framework=entry["framework"],
-        resolution=int(entry["resolution"]) if entry["resolution"] else None,
-        throughput_img_per_s=_number(entry["throughput_img_per_s"]),
-        params_m=_number(entry["params_m"]),
-        gflops=_number(entry["gflops"]),
+        resolution=whole(entry["resolution"]),
+        throughput_img_per_s=number(entry["throughput_img_per_s"]),
+        params_m=number(entry["params_m"]),
+        gflops=number(entry["gflops"]),
         source=entry["source"],
         url=entry["url"],
         remark=entry["remark"],
     )
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fastervit_trt.benchmarks.rows import BenchmarkRow, several_sizes
+from fastervit_trt.benchmarks.rows import BenchmarkRow, Variant, several_exports, several_sizes
 
 __all__ = ["DARK", "DARK_PAGE", "LIGHT", "LIGHT_PAGE", "SHAPES", "SIGNS", "Looks", "Shape", "short_name"]
 
@@ -63,6 +63,7 @@ class Looks:
     precisions: tuple[str, ...]
     backends: tuple[str, ...]
     sizes: tuple[tuple[str, str], ...] = ()  # model and resolution, of models that are there at several
+    exports: frozenset[Variant] = frozenset()  # of which there are several exports
 
     @classmethod
     def of(cls, rows: Iterable[BenchmarkRow]) -> Looks:
@@ -73,6 +74,7 @@ class Looks:
             _ordered({row.precision for row in rows}, tuple(SHAPES)),
             _ordered({row.backend for row in rows}, _BACKENDS),
             several_sizes(rows),
+            several_exports(rows),
         )
 
     def colour(self, model: str) -> int:
@@ -91,10 +93,11 @@ class Looks:
         return _SIGN_MARKERS[self.sign(backend)]
 
     def label(self, row: BenchmarkRow) -> str:
-        """As short as it can be told from the others: the backend and the resolution only where there are several."""
+        """As short as it can be told from the others: backend, resolution and export only where there are several."""
         backend = f" · {row.backend}" if len(self.backends) > 1 else ""
         size = f" {row.resolution}" if (row.model, row.resolution) in self.sizes else ""
-        return f"{short_name(row.model)}{size} {row.precision}{backend}"
+        export = row.export.removeprefix(f"{row.model}-") if row.variant in self.exports else ""
+        return f"{short_name(row.model)}{size} {row.precision}{f' ({export})' if export else ''}{backend}"
 
 
 def short_name(model: str) -> str:

@@ -74,7 +74,7 @@ def render_page(
         machines=machines([cell.row for cell in measured]),
         several=len({cell.group for cell in measured}) > 1,
         metrics=list(dict.fromkeys(cell.row.metric for cell in measured if cell.row.score is not None)) or ["top-1"],
-        examples=_examples(examples),
+        examples=_examples(examples, looks),
         eight_bits=[cell for cell in measured if cell.row.slower_because or cell.row.engines_against_8_bits],
         palette=_palette(),
         style=_inline("page.css"),
@@ -110,11 +110,14 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _examples(examples: Sequence[tuple[Example, bytes]]) -> list[tuple[str, list[tuple[Example, Markup]]]]:
+def _examples(
+    examples: Sequence[tuple[Example, bytes]], looks: Looks
+) -> list[tuple[str, list[tuple[Example, Markup]]]]:
     """By export and backend, with a title; each picture as it stands in the page."""
     found: dict[str, list[tuple[Example, Markup]]] = {}
     for one, png in examples:
-        title = f"{short_name(one.model)} {one.precision}, {one.resolution}, on {one.backend}"
+        export = f" ({one.export})" if (one.model, one.precision, one.resolution) in looks.exports else ""
+        title = f"{short_name(one.model)} {one.precision}{export}, {one.resolution}, on {one.backend}"
         found.setdefault(title, []).append((one, Markup(base64.b64encode(png).decode())))
     return list(found.items())
 

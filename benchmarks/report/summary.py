@@ -32,8 +32,8 @@ def render_summary(cells: Sequence[Cell], looks: Looks, *, title: str, picture: 
     for group, members in groups.items():
         if len(groups) > 1:
             parts.append(f"### {_plain(group.title)}")
-        head = _head(group.metric, several=bool(looks.sizes))
-        lines = [head, ("---",) * len(head), *(_line(cell, notes, several=bool(looks.sizes)) for cell in members)]
+        head = _head(group.metric, looks)
+        lines = [head, ("---",) * len(head), *(_line(cell, notes, looks) for cell in members)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts.append(_conditions([cell.row for cell in members]))
     if not groups:
@@ -41,27 +41,29 @@ def render_summary(cells: Sequence[Cell], looks: Looks, *, title: str, picture: 
     if notes:
         parts.append("\n".join(f"{number}. {_plain(note)}" for note, number in notes.items()))
     if missing := [cell.row for cell in cells if not cell.row.measured]:
-        parts.append("\n".join(["Not measured:", "", *(_missing(row) for row in missing)]))
+        parts.append("\n".join(["Not measured:", "", *(_missing(row, looks) for row in missing)]))
     return "\n\n".join(parts) + "\n"
 
 
-def _head(metric: str, *, several: bool) -> tuple[str, ...]:
-    """Columns of a table, with the resolution where a model is there at several."""
-    names = ("model", *(["resolution"] if several else []), "precision", "backend", "batch", f"{metric} %")
+def _head(metric: str, looks: Looks) -> tuple[str, ...]:
+    """Columns of a table, with resolution and export where a model is there in several."""
+    size, export = ("resolution",) if looks.sizes else (), ("export",) if looks.exports else ()
+    names = ("model", *size, "precision", *export, "backend", "batch", f"{metric} %")
     same = _SAME.get(metric, "same as fp32 PyTorch %")
     noise = ("SQNR dB",) if metric == "top-1" else ()
     return (*names, "95 % interval", same, *noise, "images/s", "p50 / p90 / p99 ms", "on the front")
 
 
-def _line(cell: Cell, notes: dict[str, int], *, several: bool) -> tuple[str, ...]:
+def _line(cell: Cell, notes: dict[str, int], looks: Looks) -> tuple[str, ...]:
     row = cell.row
     said = [f"{fact.term}: {fact.text}" for fact in caveats(row)]
     marks = ", ".join(str(notes.setdefault(text, len(notes) + 1)) for text in said)
     tails = " / ".join(significant(ms) for ms in (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms))
     return (
         _plain(row.model) + (f" <sup>{marks}</sup>" if marks else ""),
-        *([_plain(row.resolution)] if several else []),
+        *([_plain(row.resolution)] if looks.sizes else []),
         _plain(row.precision),
+        *([_plain(row.export)] if looks.exports else []),
         _plain(row.backend),
         str(row.batch) + (f" × {row.streams} streams" if row.streams > 1 else ""),
         percent(row.score),
@@ -92,8 +94,9 @@ def _conditions(rows: Sequence[BenchmarkRow]) -> str:
     return _plain(f"{images}{device}, batch {row.batch}{copies}{cold}{clock}{when}.")
 
 
-def _missing(row: BenchmarkRow) -> str:
-    return f"- {_plain(f'{row.label} on {row.backend}, batch {row.batch}: {row.status}: {row.reason}')}"
+def _missing(row: BenchmarkRow, looks: Looks) -> str:
+    export = f" ({row.export})" if row.variant in looks.exports else ""
+    return f"- {_plain(f'{row.label}{export} on {row.backend}, batch {row.batch}: {row.status}: {row.reason}')}"
 
 
 def _plain(text: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from fastervit_trt.benchmarks.pareto import Standing, doubt
 from fastervit_trt.benchmarks.report.look import short_name
-from fastervit_trt.benchmarks.rows import BenchmarkRow
+from fastervit_trt.benchmarks.rows import BenchmarkRow, Variant
 
 __all__ = [
     "Fact",
@@ -74,14 +74,23 @@ def metric_title(metric: str) -> str:
     return _TITLES.get(metric, f"{metric}, %")
 
 
-def full_label(row: BenchmarkRow, resolution: str = "") -> str:
-    """Names the row in a sentence; its resolution, too, if it is not the one that is told already."""
+def full_label(row: BenchmarkRow, exports: Collection[Variant] = (), *, resolution: str = "") -> str:
+    """Names the row in a sentence; its resolution, too, if it is not ``resolution``, which is told already.
+
+    Args:
+        exports: what there are several exports of, which is named with its own.
+    """
     size = f" at {row.resolution}" if resolution and row.resolution != resolution else ""
-    return f"{short_name(row.model)} {row.precision}{size} on {row.backend}"
+    export = f" ({row.export})" if row.variant in exports and row.export else ""
+    return f"{short_name(row.model)} {row.precision}{export}{size} on {row.backend}"
 
 
-def verdict(standing: Standing, axis: str) -> str:
-    """One sentence: on the front of accuracy against ``axis``, or dominated by what, by how much and how surely."""
+def verdict(standing: Standing, axis: str, exports: Collection[Variant] = ()) -> str:
+    """One sentence: on the front of accuracy against ``axis``, or dominated by what, by how much and how surely.
+
+    Args:
+        exports: as of :func:`full_label`.
+    """
     if standing.on_front is None:
         return f"Not compared by {axis}: {standing.why_not}."
     if standing.on_front:
@@ -91,7 +100,7 @@ def verdict(standing: Standing, axis: str) -> str:
     assert other is not None
     how = "Clearly dominated" if standing.clearly else "Dominated within uncertainty"
     chance = "" if standing.clearly else "; intervals overlap, so the order may be chance"
-    label = full_label(other, standing.row.resolution)
+    label = full_label(other, exports, resolution=standing.row.resolution)
     return f"{how} by {axis} by {label}: {_margin(other, standing.row, axis)}{chance}."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -15,23 +15,51 @@ from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.fastervit import Trunk
 from fastervit_trt.models.source import WeightSource, build_model
 
-__all__ = ["plain_export", "random_model"]
+if TYPE_CHECKING:
+    from fastervit_trt.models.tasks.model import TaskModel
+
+__all__ = ["plain_export", "random_model", "random_of"]
 
 
-@torch.no_grad()
 def random_model(name: str) -> Trunk:
-    """The variant ``name`` with random weights, biases among them: fresh ones are zero, and exporters drop zeros.
+    """The classifier ``name``, as :func:`random_of`.
 
     Raises:
         FasterViTError: unknown variant.
     """
-    model = build_model(ModelSpec(name), WeightSource.random())[0]
+    model = random_of(ModelSpec(name))
     assert isinstance(model, Trunk)
+    return model
+
+
+@torch.no_grad()
+def random_of(spec: ModelSpec) -> Trunk | TaskModel:
+    """A model with random weights, biases among them: fresh ones are zero, and exporters drop zeros.
+
+    Raises:
+        FasterViTError: an impossible spec, or transformers is not installed and it needs that.
+    """
+    model = build_model(spec, WeightSource.random())[0]
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    if not isinstance(model, Trunk):
+        _enliven(model, generator)
     return model
+
+
+def _enliven(model: TaskModel, generator: torch.Generator) -> None:
+    """transformers starts linear layers of heads so near to zero that the image hardly shows in what they yield."""
+    from fastervit_trt.models.tasks.settling import settle_norms
+
+    backbone = set(model.backbone.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in backbone:
+            module.weight.normal_(std=module.in_features**-0.5, generator=generator)  # as large as what goes in
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settle_norms(model)
 
 
 def plain_export(model: nn.Module, input_shape: tuple[int, int, int], batch: int | None, **options: Any) -> ir.Model:

@@ -34,11 +34,14 @@ class Cell:
     streams: int
     key: str
     task: str = "classification"
+    export: str = ""  # the folder's name, with as much of its path as tells it from the others
+    twin: bool = False  # another export is of the same model, precision and resolution
 
     @property
     def name(self) -> str:
         streams = f" x{self.streams}" if self.streams > 1 else ""
-        return f"{self.model} {self.precision} {self.backend} batch {self.batch}{streams}"
+        export = f" ({self.export})" if self.twin else ""
+        return f"{self.model} {self.precision}{export} {self.backend} batch {self.batch}{streams}"
 
     @property
     def artifact(self) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastervit_trt.artifacts import Manifest
@@ -68,9 +69,16 @@ def candidates(
     dataset_sha256: str,
 ) -> list[Candidate]:
     """All cells: those of one batch together, as they are compared."""
+    names = _names([subject.folder for subject in subjects])
+    variants = Counter(_variant(subject) for subject in {subject.folder: subject for subject in subjects}.values())
+
+    def cell(subject: Subject, backend: str, batch: int, count: int) -> Cell:
+        found = cell_of(subject.folder, subject.manifest, backend, batch, count, options, dataset_sha256)
+        return replace(found, export=names[subject.folder], twin=variants[_variant(subject)] > 1)
+
     return [
         Candidate(
-            cell_of(subject.folder, subject.manifest, backend, batch, count, options, dataset_sha256),
+            cell(subject, backend, batch, count),
             subject,
             _why_not(subject, backend, batch, count, options),
         )
@@ -79,6 +87,22 @@ def candidates(
         for backend in _backends_of(subject, backends, options)
         for count in streams
     ]
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The name of each folder, with as much of its path as tells it from the others."""
+    names = {}
+    for folder in folders:
+        parts = 1
+        while any(other != folder and other.parts[-parts:] == folder.parts[-parts:] for other in folders):
+            parts += 1
+        names[folder] = "/".join(folder.parts[-parts:])
+    return names
+
+
+def _variant(subject: Subject) -> tuple[object, ...]:
+    manifest = subject.manifest
+    return manifest.model, manifest.precision, manifest.resolution
 
 
 def _backends_of(subject: Subject, names: Sequence[str], options: Options) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _condition(cell: Cell, options: Options) -> dict[str, Any]:
         "streams": cell.streams,
         "transfers": options.transfers,
         "cold_cache": options.cold_cache,
-        "export": Path(cell.folder).name,
+        "export": cell.export or Path(cell.folder).name,
         "machine": options.machine,
         "threads": options.threads,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from fastervit_trt.benchmarks.evaluate import Data, check_dataset
+from fastervit_trt.benchmarks.evaluate import check_dataset
 from fastervit_trt.benchmarks.examples import draw_examples
 from fastervit_trt.benchmarks.records import Record
 from fastervit_trt.benchmarks.slower import explain_slow_rows
@@ -23,6 +23,7 @@ from fastervit_trt.benchmarks.sweep.outcome import accuracy_of, record_of, unmea
 from fastervit_trt.benchmarks.sweep.plan import Options, Plan, WantedExport
 from fastervit_trt.console import step, warn
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.metering import Data
 from fastervit_trt.models.datasets import LabelledImages
 
 __all__ = ["Forecast", "forecast", "run_sweep"]
@@ -225,7 +226,7 @@ def _measure(
 def _explained(found: Sequence[Candidate], folder: SweepFolder) -> list[Record]:
     """All records in the order of the matrix, those of 8 bits with the reasons why they are not faster.
 
-    Records of the same condition that are of an earlier state of an export are not among them.
+    Records of the same condition and export that are of an earlier state of it are not among them.
     """
     by_path = {record.path: record for record in folder.records()}
     known = [(c, by_path.pop(folder.record_path(c.cell))) for c in found if folder.record_path(c.cell) in by_path]
@@ -234,5 +235,6 @@ def _explained(found: Sequence[Candidate], folder: SweepFolder) -> list[Record]:
     for (candidate, before), after in zip(known, records, strict=True):
         if after.row != before.row:
             folder.keep(candidate.cell, after)
-    conditions = {record.row.condition for record in records}
-    return [*records, *(other for other in by_path.values() if other.row.condition not in conditions)]
+    conditions = {(record.row.condition, record.row.export) for record in records}
+    others = [other for other in by_path.values() if (other.row.condition, other.row.export) not in conditions]
+    return [*records, *others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fastervit_trt.models.tasks.heads import DetectionHead, SegmentationHead, Ta
 __all__ = ["Detector", "Segmenter", "TaskModel", "build_task_model"]
 
 
-class TaskModel(nn.Module):
+class TaskModel(nn.Module, ABC):
     """A backbone under a head. ``network`` is transformers' own model: train it as any of theirs.
 
     ``forward`` gives the named outputs of an export (:data:`OUTPUTS`); ``raw`` what they are decided from, which is
@@ -28,8 +29,9 @@ class TaskModel(nn.Module):
     network: Any
 
     @property
+    @abstractmethod
     def backbone(self) -> FasterViTBackbone:
-        raise NotImplementedError
+        """What is under the head."""
 
     @property
     def config(self) -> FasterViTConfig:
@@ -56,12 +58,13 @@ class TaskModel(nn.Module):
         """As :meth:`Trunk.reset_derived_buffers`."""
         self.backbone.reset_derived_buffers()
 
+    @abstractmethod
     def raw(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        raise NotImplementedError
+        """What the outputs are decided from."""
 
+    @abstractmethod
     def decide(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of an export, from what :meth:`raw` gives."""
-        raise NotImplementedError
 
     def picked(self, *raw: torch.Tensor) -> torch.Tensor | None:
         """The choice that was made on the way to ``raw``, from which everything after it follows; None: none was."""
@@ -157,15 +160,8 @@ class Detector(TaskModel):
         """Per query logits (B, Q, classes) and boxes (B, Q, 4) as (centre x, centre y, width, height) in [0, 1]; per
         position of the maps the score (B, N) of its surest class, by which the Q queries were picked.
         """
-        scores: list[torch.Tensor] = []
-        hook = self.network.model.enc_score_head.register_forward_hook(
-            lambda module, inputs, output: scores.append(output)
-        )
-        try:
-            found = self.network(images)
-        finally:
-            hook.remove()
-        return found.logits, found.pred_boxes, scores[0].max(-1).values
+        found = self.network(images)
+        return found.logits, found.pred_boxes, found.enc_outputs_class.max(-1).values
 
     def picked(self, *raw: torch.Tensor) -> torch.Tensor | None:
         """The positions (B, Q) of the queries."""

@@ -22,6 +22,7 @@ from fastervit_trt.metering import images_at_once, open_data
 from fastervit_trt.models.config import Preprocessing
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model
+from fastervit_trt.models.tasks.heads import OUTPUTS
 from fastervit_trt.scoring import Score
 from tests.benchmarks.task_exports import CLASSES, DOOR, SIDES, coco_folder, detector, mask_folder, segmenter
 from tests.conftest import QUICK_BENCH
@@ -155,6 +156,49 @@ def test_pytorch_is_the_reference_of_a_task_and_agrees_with_itself(
     assert isinstance(judged.accuracy, Score)
     assert (judged.accuracy.agreement, judged.accuracy.images, judged.right) == (1.0, len(data), None)
     assert judged.dataset_sha256 == data.sha256()
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("torch-compile", "faster_vit_scenes_detector"),
+        ("torch-fused", "faster_vit_scenes_detector"),
+        ("torch-fused", "faster_vit_scenes_segmenter"),
+    ],
+)
+def test_every_form_in_pytorch_finds_the_same(
+    tmp_path: Path, backend: str, name: str, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Compiled without inductor, which takes minutes: what it is given must be one graph that computes the same."""
+    monkeypatch.delenv("TRANSFORMERS_DISABLE_TORCH_CHECK", raising=False)  # another test may have opened a backend
+    real, counters = torch.compile, torch._dynamo.utils.counters
+
+    def by_tracing_alone(model: torch.nn.Module, **options: object) -> object:
+        counters.clear()
+        return real(model, backend="eager", dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", by_tracing_alone)
+    folder = detector(tmp_path / "export")
+    spec = ModelSpec(name)
+    manifest = Manifest(**{**vars(Manifest.read(folder)), "spec": spec.record(), "task": spec.chosen_task})
+    model, _ = build_model(spec, WeightSource.from_record(manifest.weights))
+    images = np.random.default_rng(0).standard_normal((3, 3, *manifest.resolution), np.float32)
+    with torch.inference_mode():
+        expected = [output.numpy() for output in model(torch.from_numpy(images))]
+    request = Request(folder, manifest, batch=3, threads=1)
+    if (reason := BACKENDS[backend].why_not(request)) is not None:
+        pytest.skip(reason)
+    runner = BACKENDS[backend].open(request)
+    try:
+        found = runner.outputs(images)
+        assert backend != "torch-compile" or counters["stats"]["unique_graphs"] == 1
+    finally:
+        runner.close()
+    for output, one, wanted in zip(OUTPUTS[spec.chosen_task], found, expected, strict=True):
+        if output in ("masks", "labels"):  # the surest class; of two that are as sure, either
+            assert (one == wanted).mean() > 0.99
+        else:
+            np.testing.assert_allclose(one, wanted, rtol=0, atol=1e-3)
 
 
 def test_a_detector_is_scored_as_coco_does_and_its_agreement_is_with_the_reference(tmp_path: Path, coco: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastervit_trt.models.scenes import data as scenes
 from fastervit_trt.models.scenes.data import VALIDATION_SCENES, Part, Scene, scene
 from fastervit_trt.models.scenes.judge import judge
 from fastervit_trt.models.scenes.losses import boxed_classes
-from fastervit_trt.models.scenes.train import RECIPES, train
+from fastervit_trt.models.scenes.train import RECIPES, Recipe, train
 from fastervit_trt.models.source import build_model, pretrained_source
 from fastervit_trt.models.tasks.model import TaskModel
 from tests.conftest import ROOT
@@ -165,6 +165,7 @@ def test_the_figures_of_the_shipped_weights_are_what_their_logs_say() -> None:
             {k: logged["validation"][k] for k in (figure, score.metric)}, abs=0.005
         )
         assert measured[figure] >= least
+        assert logged["recipe"] == asdict(RECIPES[name])
         built = construct(get_variant(name).config, get_variant(name).head)
         assert logged["parameters"] == sum(p.numel() for p in built.parameters())
 
@@ -213,6 +214,22 @@ def test_training_learns_and_goes_on_where_it_was_interrupted(
     assert [entry["loss"] for entry in log_again] == pytest.approx([entry["loss"] for entry in log], rel=1e-4)
     for key, value in through.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_hints_count_in_the_loss_as_much_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "faster_vit_scenes_detector"
+    recipe = Recipe(steps=2, learning_rate=1e-3, bfloat16=False, batch=2)
+    monkeypatch.setattr("fastervit_trt.models.scenes.train._LOG_EVERY", 1)
+
+    def first_loss(hint_weight: float) -> float:
+        """Before anything was learnt."""
+        _, log = train(name, replace(recipe, hint_weight=hint_weight), tmp_path / str(hint_weight))
+        return log[0]["loss"]
+
+    without, once, thrice = first_loss(0.0), first_loss(1.0), first_loss(3.0)
+    # Of three maps, each as good as guessing one of eleven classes.
+    assert once - without == pytest.approx(3 * np.log(11), rel=0.3)
+    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-3)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:

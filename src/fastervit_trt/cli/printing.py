@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fastervit_trt.benchmarks.pareto import Standing, standings
-from fastervit_trt.benchmarks.rows import BenchmarkRow, several_sizes
+from fastervit_trt.benchmarks.rows import BenchmarkRow, several_exports, several_sizes
 from fastervit_trt.console import console, say
 from fastervit_trt.engines.api import NAMES
 from fastervit_trt.engines.audit import Audit
@@ -63,9 +63,9 @@ def print_audit(name: str, audit: Audit, *, blocks: bool = False) -> None:
 def print_rows(rows: Sequence[BenchmarkRow]) -> None:
     """The result table, most accurate first, and what there is to say about single rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    several = bool(several_sizes(rows))
-    for column in ("model", *(["size"] if several else []), "precision", "backend"):
-        table.add_column(column, no_wrap=True)
+    several, exports = bool(several_sizes(rows)), several_exports(rows)
+    for column in ("model", *(["size"] if several else []), "precision", *(["export"] if exports else []), "backend"):
+        table.add_column(column, no_wrap=column != "export", overflow="fold")
     metrics = list(dict.fromkeys(row.metric for row in rows))
     accuracy_column = f"{metrics[0]} %" if len(metrics) == 1 else "accuracy %"
     for column in ("batch", accuracy_column, "95 % interval", "= fp32 %", "img/s", "p50 ms", "p99"):
@@ -81,10 +81,8 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         metric = f"{row.metric} " if len(metrics) > 1 and row.score is not None else ""
         accuracy = (metric + _percent(row.score), interval, _percent(row.agreement_fp32))
         where = _front(standing)
-        size = [row.resolution] if several else []
-        table.add_row(
-            row.model, *size, row.precision, row.backend, f"{row.batch}{streams}", *accuracy, speed, *times, where
-        )
+        names = (*([row.resolution] if several else []), row.precision, *([row.export] if exports else []), row.backend)
+        table.add_row(row.model, *names, f"{row.batch}{streams}", *accuracy, speed, *times, where)
     console.print(table)
     for (status, backend, reason), count in _unmeasured(rows).items():
         say(f"{status} on {backend}, {count} cell{'s' if count > 1 else ''}: {reason}")
@@ -92,7 +90,8 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         reason = row.reason if row.measured else ""
         for text in (f"{row.status}: {reason}" if reason else "", row.flags, row.slower_because):
             if text:
-                say(f"{row.label} on {row.backend} at batch {row.batch}: {text}")
+                export = f" ({row.export})" if row.variant in exports else ""
+                say(f"{row.label}{export} on {row.backend} at batch {row.batch}: {text}")
 
 
 def _unmeasured(rows: Sequence[BenchmarkRow]) -> Counter[tuple[str, str, str]]:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastervit_trt.benchmarks.gpu import cases as gpu_cases
 from fastervit_trt.benchmarks.gpu.cases import AttentionCase, BlockCase, Case, Ceilings, ModelCase, WindowsCase
 from fastervit_trt.benchmarks.gpu.worklist import CASES, cases_of, in_order_of_value
-from fastervit_trt.benchmarks.studies.plain import random_model
+from fastervit_trt.benchmarks.studies.plain import random_model, random_of
 from fastervit_trt.errors import FasterViTError
-from fastervit_trt.export.deploy import bake_position_tables
+from fastervit_trt.export.deploy import bake_position_tables, deploy_form
 from fastervit_trt.plugins import reference
 
 FIRST = "faster_vit_0_224"
@@ -74,6 +77,46 @@ def test_a_model_counts_its_arithmetic_and_parameters() -> None:
     bake_position_tables(model)
     parameters = sum(p.numel() for p in model.parameters())
     assert case.bytes == 2 * (parameters + 2 * (3 * 224 * 224 + 1000))
+
+
+def test_backbones_of_any_size_stand_under_heads_too_where_few_images_come_at_once() -> None:
+    shapes = {
+        (case.name, case.batch): case.shape for case in cases_of("models", [FIRST, "faster_vit_0_any_res"], [1, 8, 128])
+    }
+    assert shapes.pop((FIRST, 8)) == "8x3x224x224"
+    heads = {name: shape for name, shape in shapes.items() if " " in name[0]}
+    assert heads == {
+        ("faster_vit_0_any_res detection", 1): "1x3x640x640",
+        ("faster_vit_0_any_res segmentation", 1): "1x3x512x512",
+        ("faster_vit_0_any_res detection", 8): "8x3x640x640",
+        ("faster_vit_0_any_res segmentation", 8): "8x3x512x512",
+    }
+
+
+@pytest.mark.parametrize("name", ["faster_vit_scenes_detector", "faster_vit_scenes_segmenter"])
+def test_models_under_heads_count_what_their_deploy_form_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = cases_of("models", [name], [3])
+    assert isinstance(case, ModelCase)
+    flop = case.flop
+    model, _ = deploy_form(random_of(case.spec))
+    monkeypatch.setattr(torch.ops.fastervit, "window_attention", reference.window_attention)  # which PyTorch can count
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = model(torch.randn(3, 3, 128, 128))
+    assert flop == counter.get_total_flops()
+    numbers = sum(p.numel() for p in model.parameters()) + 3 * 3 * 128 * 128 + sum(x.numel() for x in outputs)
+    assert case.bytes == 2 * numbers
+
+
+def test_without_transformers_only_models_under_heads_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_cases._size_of.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("fastervit_trt.models.tasks.")]:
+        if not name.endswith(".heads"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    classifier, detector, segmenter = cases_of("models", ["faster_vit_0_any_res"], [1])
+    assert classifier.why_not is None
+    for case, task in ((detector, "detection"), (segmenter, "segmentation")):
+        assert (case.why_not or "").startswith(f"{task} needs transformers: pip install 'fastervit-trt[tasks]'")
 
 
 def test_any_resolution_has_more_windows_and_pads_its_maps() -> None:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from fastervit_trt.benchmarks.gpu import compare as gpu_compare
 from fastervit_trt.benchmarks.gpu.cases import Case, Ceilings, ModelCase
-from fastervit_trt.benchmarks.gpu.compare import Comparison, Peer, RefusedError, Way, Work, run_comparison, schedule
+from fastervit_trt.benchmarks.gpu.compare import (
+    Comparison,
+    Peer,
+    RefusedError,
+    Way,
+    Work,
+    judged,
+    run_comparison,
+    schedule,
+)
 from fastervit_trt.benchmarks.gpu.job import Job, LostDeviceError, Report
 from fastervit_trt.benchmarks.gpu.judge import Judge, relative_error, rounding
 from fastervit_trt.benchmarks.gpu.rows import FAILED, OK, SKIPPED, WRONG, Result
@@ -182,6 +191,27 @@ def test_cases_that_cannot_be_made_are_rows() -> None:
     run_comparison(JOB, recorder.report, [peer("ours")], fails(torch.OutOfMemoryError("no room")))
     assert recorder.results["timing"].note == "OutOfMemoryError: no room"
     assert recorder.started == ["timing", None]
+
+
+def test_cases_that_this_installation_cannot_make_say_so_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(CASE, batch=2)
+    monkeypatch.setattr(gpu_compare, "cases_of", lambda *_: [CASE, other])
+    monkeypatch.setattr(ModelCase, "why_not", property(lambda case: "no library" if case.batch == 4 else None))
+    recorder = Recorder()
+    run_comparison(JOB, recorder.report, [peer("ours"), peer("compile", alone=True)], work_of)
+    results = [Result(**event["result"]) for event in recorder.events if "result" in event]
+    said = [(result.case, result.batch, result.peer, result.status, result.note) for result in results]
+    assert said[0] == (CASE.name, 4, "", SKIPPED, "no library")
+    assert [(batch, name, status) for _, batch, name, status, _ in said[1:]] == [(2, "ours", OK), (2, "compile", OK)]
+
+
+def test_of_several_tensors_the_last_is_judged_and_the_others_must_be_finite() -> None:
+    last = torch.tensor([1.0, 2.0]).half()
+    assert torch.equal(judged(last), last)
+    found = judged((torch.ones(3), torch.zeros(2, 2), last))
+    assert torch.equal(found, last)
+    assert found.dtype == torch.float16
+    assert judged((torch.ones(3), torch.tensor([0.0, torch.inf]), last)).isnan().all()
 
 
 def test_important_cases_come_first_by_everyone_then_all_by_those_that_are_quick() -> None:

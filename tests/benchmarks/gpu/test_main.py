@@ -16,7 +16,7 @@ import pytest
 
 from fastervit_trt.benchmarks.gpu import __main__ as gpu
 from fastervit_trt.benchmarks.gpu.build import library_path
-from fastervit_trt.benchmarks.gpu.cases import Ceilings
+from fastervit_trt.benchmarks.gpu.cases import Ceilings, ModelCase
 from fastervit_trt.benchmarks.gpu.environment import COPY, MATMUL
 from fastervit_trt.benchmarks.gpu.job import Job
 from fastervit_trt.benchmarks.gpu.rows import OK, SKIPPED, STOPPED, Result
@@ -65,6 +65,26 @@ def test_the_plan_needs_no_gpu_and_writes_nothing(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     assert re.search(r"core +faster_vit_0_224 stage 3 window +128 +512x53x8x32 +55\.6 +1\.47 +12\.9 +memory", out)
     assert re.search(r"models +faster_vit_0_224 +128 +128x3x224x224 +\d+\.\d +86\d\.\d\d +\d+\.\d +arithmetic", out)
+
+
+def test_the_plan_shows_models_under_heads_or_why_they_cannot_be_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastervit_trt.benchmarks.gpu.report.console.width", 200)
+    options = ("--plan", "--stages", "models", "--models", "faster_vit_0_any_res", "--batches", "8")
+    assert run(*options) == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"faster_vit_0_any_res detection +8 +8x3x640x640 +\d+\.\d +9[0-9]{2}\.\d\d +\d+\.\d +arithmetic", out
+    )
+    assert re.search(r"faster_vit_0_any_res segmentation +8 +8x3x512x512 ", out)
+
+    def without(case: ModelCase) -> str | None:
+        return None if case.task == "classification" else "pip install 'fastervit-trt[tasks]'"
+
+    monkeypatch.setattr(ModelCase, "why_not", property(without))
+    assert run(*options) == 0
+    assert re.search(r"detection +8 +8x3x640x640 +pip install 'fastervit-trt\[tasks\]'\s*\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

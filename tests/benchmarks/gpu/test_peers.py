@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,16 +24,20 @@ from fastervit_trt.benchmarks.gpu import partition as gpu_partition
 from fastervit_trt.benchmarks.gpu import ways as gpu_ways
 from fastervit_trt.benchmarks.gpu.cases import AttentionCase, Case, ModelCase
 from fastervit_trt.benchmarks.gpu.compare import Peer, RefusedError, Way
+from fastervit_trt.benchmarks.gpu.compare import judged as judged_by
 from fastervit_trt.benchmarks.gpu.driver import CALLS, open_call
-from fastervit_trt.benchmarks.gpu.judge import Judge, Judgement
+from fastervit_trt.benchmarks.gpu.judge import Judge, Judgement, rounding
 from fastervit_trt.benchmarks.gpu.worklist import cases_of
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.models.factory import ModelSpec
+from fastervit_trt.models.tasks.heads import OUTPUTS
 from fastervit_trt.plugins import operators, reference
 
 MODEL = "faster_vit_digits_m"  # carriers, four windows, two heads
 STAGES = {"core": gpu_core, "half": gpu_half, "partition": gpu_partition, "block": gpu_block, "models": gpu_models}
 ON_A_GPU = {"sdpa efficient", "sdpa cudnn", "triton", "onnxruntime"}  # refuse the CPU
 COMPILED = {"compile shipped"}  # by itself, not by what the tests replace
+UNDER_HEADS = ("faster_vit_scenes_detector", "faster_vit_scenes_segmenter")
 
 
 class ReferenceKernels:
@@ -96,6 +101,42 @@ def test_peer(stage: str, name: str) -> None:
         judgement, way = judged(case, module.prepare, peer)
         assert judgement.right, f"{case.name}: {judgement}"
         assert judgement.error < 0.1 * torch.finfo(torch.float16).eps ** 0.5 or way.dtype == "int8"
+
+
+@pytest.mark.parametrize("model", UNDER_HEADS)
+def test_peers_compute_detectors_and_segmenters(model: str) -> None:
+    (case,) = cases_of("models", [model], [2])
+    assert case.name == f"{model} {ModelSpec(model).chosen_task}"
+    work = gpu_models.prepare(case, "cpu")
+    judge = Judge(work.sets, work.exact, work.same)
+    for peer in gpu_models.PEERS:
+        if peer.name not in ON_A_GPU | COMPILED:
+            way = peer.open(work)
+            assert judge(way.call, way.sets, way.view).right, peer.name
+    assert not judge(lambda *x: work.same(*x).roll(1, 0), work.sets, judged_by).right  # the image shows in it
+    assert not judge(lambda *x: work.same(*x) * 1.01, work.sets, judged_by).right
+
+
+def test_what_is_exported_of_a_model_under_a_head_is_its_outputs_and_what_it_is_judged_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (case,) = cases_of("models", ["faster_vit_scenes_detector"], [2])
+    assert isinstance(case, ModelCase)
+    asked: list[Any] = []
+    monkeypatch.setattr(gpu_models, "onnx_from_torch", lambda *arguments, **_: asked.extend(arguments))
+    monkeypatch.setattr(gpu_models, "save_onnx", lambda graph, folder: [folder])  # exporting takes half a minute
+    work = gpu_models.prepare(case, "cpu")
+    gpu_models.export_for(work.context, case, tmp_path)
+    typed, shape, batch, names = asked
+    assert (shape, batch.optimum, batch.dynamic, names[:-1]) == ((3, 128, 128), 2, False, OUTPUTS["detection"])
+    found = dict(zip(names, typed(work.sets[0][0].float()), strict=True))
+    assert {name: tuple(found[name].shape[1:]) for name in names[:-1]} == {
+        "boxes": (30, 4),
+        "scores": (30,),
+        "labels": (30,),
+    }
+    judge = Judge(work.sets, work.exact, work.same)
+    assert judge(lambda _: found[names[-1]], work.sets, judged_by, None, rounding(torch.float16)).right
 
 
 def test_carriers_are_propagated_in_both_layouts() -> None:

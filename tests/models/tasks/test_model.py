@@ -1,3 +1,4 @@
+import copy
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, pretrained_source, save_model
 from fastervit_trt.models.tasks.deciding import decide_boxes, decide_masks
 from fastervit_trt.models.tasks.heads import DetectionHead, SegmentationHead
+from fastervit_trt.models.tasks.model import TaskModel
 
 NAME = "faster_vit_digits_s"
 DETECTION = DetectionHead(hidden_size=16, feedforward=32, decoder_layers=2, heads=2, queries=20, denoising=10)
@@ -90,6 +92,47 @@ def test_a_model_that_refuses_a_size_stays_as_it_was() -> None:
         model.set_resolution((128, 144))
     assert model.config.resolution == (128, 128)
     assert model(torch.randn(1, 3, 128, 128))[0].shape == (1, 20, 4)
+
+
+def test_a_task_model_has_to_say_all_that_an_export_asks() -> None:
+    class Headless(TaskModel):
+        def raw(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (images,)
+
+        def decide(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return raw
+
+    with pytest.raises(TypeError, match=r"abstract.*backbone"):
+        Headless()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@torch.no_grad()
+def test_a_copy_is_a_model_of_its_own(task: str) -> None:
+    head = DETECTION if task == "detection" else SEGMENTATION
+    model = create_model(NAME, 128, task=task, num_classes=3, head=head).eval()  # type: ignore[call-overload]
+    twin = copy.deepcopy(model)
+    x = torch.randn(1, 3, 128, 128)
+    before = model.raw(x)
+    for parameter in twin.parameters():
+        parameter.add_(0.1)
+    assert all(torch.equal(one, same) for one, same in zip(model.raw(x), before, strict=True))
+    assert not torch.allclose(twin.raw(x)[0], before[0])
+
+
+@torch.no_grad()
+def test_queries_are_picked_by_the_scores_that_raw_tells() -> None:
+    name = "faster_vit_scenes_detector"  # trained: the classes of fresh ones are alike
+    detector, _ = build_model(ModelSpec(name), pretrained_source(name))
+    assert isinstance(detector, TaskModel)
+    seen = []
+    score_head = detector.network.model.enc_score_head
+    score_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    raw = detector.raw(torch.randn(2, 3, 128, 128))
+    assert torch.equal(raw[2], seen[0].amax(-1))
+    picked = detector.picked(*raw)
+    assert picked is not None
+    assert torch.equal(raw[2].gather(1, picked), raw[2].sort(dim=1, descending=True).values[:, :30])
 
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
