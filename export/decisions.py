@@ -50,20 +50,16 @@ def decided(model: nn.Module, images: Sequence[np.ndarray]) -> Outputs | None:
     return tuple(output.numpy() for output in model(first))
 
 
-def decide_golden(
-    reference: nn.Module | None, typed: nn.Module, images: Sequence[np.ndarray], exact: Outputs | None = None
-) -> Decisions | None:
+def decide_golden(exact: Outputs | None, typed: nn.Module, images: Sequence[np.ndarray]) -> Decisions | None:
     """What a deployment of the graph is held to; None for models that decide nothing.
 
     Args:
-        reference: in fp32; or its outputs, ``exact``.
+        exact: what :func:`decided` gives of the model in fp32.
         typed: a :class:`TypedTaskModel`; within the rounding of its precision, as the caller sees to.
     """
     task: Task | None = getattr(getattr(typed, "model", None), "task", None)
-    if task is None:
+    if task is None or exact is None:
         return None
-    exact = decided(reference, images) if exact is None and reference is not None else exact
-    assert exact is not None
     precision: Float = typed.precision  # type: ignore[assignment]
     # In fp32 nothing is rounded by the typed model; what the least change of the input does stands for that.
     nudged = [batch * np.float32(1 + _ROUNDINGS * precision.rounding) for batch in images]

@@ -101,6 +101,7 @@ def expect(
     """What the graph of ``typed`` is held to: outputs of ``reference`` (fp32, as loaded) on three kinds of images."""
     kinds, images = zip(*verification_batches(batch, input_shape), strict=True)
     expected, picked = zip(*(_reference(reference, x) for x in images), strict=True)
+    decisions_in_fp32 = decided(reference, images)
     exact = typed.precision.dtype is torch.float32
     own: tuple[float, ...] = (0.0,) * len(expected[0])
     with nullcontext() if exact else RoundedArithmetic(typed.precision.dtype):
@@ -108,7 +109,7 @@ def expect(
             own = _largest_errors(
                 (_run(typed, x, _OWN_IMAGES, at) for x, at in zip(images, picked, strict=True)), expected
             )
-        decisions = decide_golden(reference, typed, images)
+        decisions = decide_golden(decisions_in_fp32, typed, images)
     return Expectation(typed.precision, kinds, images, expected, own, picked, decisions)
 
 
@@ -141,7 +142,7 @@ def expect_quantised(
     typed = typed_model(deployed, plan.base)
     with RoundedArithmetic(plan.base.dtype), plan.simulation(deployed):
         rounded = _largest_errors((_run(typed, x, _OWN_IMAGES, at) for x, at in pairs), simulated)
-        decisions = decide_golden(None, typed, images, exact)
+        decisions = decide_golden(exact, typed, images)
     own = tuple(float(np.max(pair)) for pair in zip(shifted, rounded, strict=True))
     return Expectation(plan.base, kinds, images, simulated, own, picked, decisions), typed
 

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
+from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import (
+    RTDetrV2SinePositionEmbedding,
+    build_2d_sinusoidal_position_embedding,
+)
 
 from fastervit_trt.models.config import FasterViTConfig, with_resolution
 from fastervit_trt.models.fastervit import FasterViTBackbone
@@ -145,6 +149,11 @@ class Detector(TaskModel):
             num_denoising=head.denoising,
         )
         self.network = RTDetrV2ForObjectDetection(settings)
+        for module in self.network.modules():
+            if isinstance(module, RTDetrV2SinePositionEmbedding):
+                # transformers keeps tables for all models of a process, and one from outside of inference mode cannot
+                # be used within, where operators are dispatched anew.
+                module._cached_build_2d_sinusoidal_position_embedding = build_2d_sinusoidal_position_embedding
         set_trunk(self.network.model.backbone.model, backbone)
 
     @property

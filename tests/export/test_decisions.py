@@ -17,7 +17,7 @@ from torch import nn
 from fastervit_trt.errors import FasterViTError
 from fastervit_trt.export import verify
 from fastervit_trt.export.batch import BatchRange
-from fastervit_trt.export.decisions import Decisions, check_decisions, decide_golden
+from fastervit_trt.export.decisions import Decisions, check_decisions, decide_golden, decided
 from fastervit_trt.export.deploy import deploy_form
 from fastervit_trt.export.graph import INPUT, save_onnx
 from fastervit_trt.export.precision import Fp16, Fp32
@@ -146,18 +146,19 @@ def test_where_the_least_change_of_the_input_decides_others_may_decide_otherwise
     model = Undecided()
     images = [np.ones((2, 3, 8, 12), np.float32), np.ones((1, 3, 8, 12), np.float32)]
     images[0][1] = 5  # only the first image of a batch counts
-    found = decide_golden(model, typed_model(Undecided(), Fp32()), images)
+    found = decide_golden(decided(model, images), typed_model(Undecided(), Fp32()), images)
     assert found is not None and found.task == "segmentation"
     assert found.outputs[0].shape == (2, 8, 12) and (found.outputs[0] == 1).all()
     assert found.budgets == {"masks": pytest.approx(2 * 0.5 + 0.002)}
     given = (np.zeros((2, 8, 12), np.float32),)
-    found = decide_golden(None, typed_model(Undecided(), Fp32()), images, given)
+    found = decide_golden(given, typed_model(Undecided(), Fp32()), images)
     assert found is not None and found.outputs is given
     assert found.budgets == {"masks": pytest.approx(2 * 0.5 + 0.002)}  # now the right half is it that differs
 
 
 def test_what_decides_nothing_has_no_decisions() -> None:
-    assert decide_golden(nn.Identity(), typed_model(nn.Identity(), Fp32()), [IMAGES]) is None
+    assert decided(nn.Identity(), [IMAGES]) is None
+    assert decide_golden(None, typed_model(nn.Identity(), Fp32()), [IMAGES]) is None
 
 
 def test_only_the_first_images_are_run_where_that_is_enough() -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from fastervit_trt.errors import FasterViTError
+from fastervit_trt.export.deploy import deploy_form
+from fastervit_trt.export.rounding import RoundedArithmetic
 from fastervit_trt.models import create_model
 from fastervit_trt.models.factory import ModelSpec
 from fastervit_trt.models.source import WeightSource, build_model, pretrained_source, save_model
@@ -184,3 +186,16 @@ def test_boxes_are_the_surest_pairs_of_query_and_class() -> None:
             assert float(scores[image, slot]) == pytest.approx(score)
             assert float(labels[image, slot]) == label
             assert boxes[image, slot].tolist() == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], abs=1e-6)
+
+
+def test_a_detector_can_be_verified_whatever_another_of_the_process_was_used_for() -> None:
+    """transformers keeps tables of positions for all of its models; one made while training served no inference."""
+    size, kinds = (64, 64), (torch.float32, torch.float16)
+    made = [create_model(NAME, size, task="detection", num_classes=7, head=DETECTION).eval() for _ in range(2)]
+    detectors = [deploy_form(detector)[0] for detector in made]
+    for dtype in kinds:
+        detectors[0].to(dtype).raw(torch.zeros(1, 3, *size, dtype=dtype))
+    for dtype in kinds:
+        with torch.inference_mode(), RoundedArithmetic(torch.float16):
+            logits, *_ = detectors[1].to(dtype).raw(torch.zeros(1, 3, *size, dtype=dtype))
+        assert logits.isfinite().all()
