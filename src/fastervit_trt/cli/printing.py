@@ -17,6 +17,8 @@ from fastervit_trt.engines.explain import Finding
 
 __all__ = ["print_audit", "print_engine", "print_rows"]
 
+_EXPORT_WIDTH = 13  # characters at least, over several lines where names are longer
+
 
 def print_engine(engine: Mapping[str, Any], size: int) -> None:
     """What a manifest says of an engine, in a few lines."""
@@ -65,7 +67,8 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     several, exports = bool(several_sizes(rows)), several_exports(rows)
     for column in ("model", *(["size"] if several else []), "precision", *(["export"] if exports else []), "backend"):
-        table.add_column(column, no_wrap=column != "export", overflow="fold")
+        foldable = column == "export"
+        table.add_column(column, no_wrap=not foldable, overflow="fold", min_width=_EXPORT_WIDTH if foldable else None)
     metrics = list(dict.fromkeys(row.metric for row in rows))
     accuracy_column = f"{metrics[0]} %" if len(metrics) == 1 else "accuracy %"
     for column in ("batch", accuracy_column, "95 % interval", "= fp32 %", "img/s", "p50 ms", "p99"):
@@ -81,7 +84,8 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         metric = f"{row.metric} " if len(metrics) > 1 and row.score is not None else ""
         accuracy = (metric + _percent(row.score), interval, _percent(row.agreement_fp32))
         where = _front(standing)
-        names = (*([row.resolution] if several else []), row.precision, *([row.export] if exports else []), row.backend)
+        export = [row.export] if exports else []
+        names = (*([row.resolution] if several else []), row.precision, *export, row.backend)
         table.add_row(row.model, *names, f"{row.batch}{streams}", *accuracy, speed, *times, where)
     console.print(table)
     for (status, backend, reason), count in _unmeasured(rows).items():
