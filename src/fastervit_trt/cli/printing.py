@@ -84,8 +84,7 @@ def print_rows(rows: Sequence[BenchmarkRow]) -> None:
         metric = f"{row.metric} " if len(metrics) > 1 and row.score is not None else ""
         accuracy = (metric + _percent(row.score), interval, _percent(row.agreement_fp32))
         where = _front(standing)
-        export = [row.export] if exports else []
-        names = (*([row.resolution] if several else []), row.precision, *export, row.backend)
+        names = (*([row.resolution] if several else []), row.precision, *([row.export] if exports else []), row.backend)
         table.add_row(row.model, *names, f"{row.batch}{streams}", *accuracy, speed, *times, where)
     console.print(table)
     for (status, backend, reason), count in _unmeasured(rows).items():
